@@ -1,0 +1,1 @@
+"""Configurations that ship with moesim, and the loader that reads them."""

@@ -1,0 +1,1 @@
+"""Hardware: devices, processors and links that price operators and transfers in seconds and joules."""

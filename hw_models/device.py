@@ -1,0 +1,80 @@
+"""Devices: memory, power and processors, read from YAML in which every number states its source."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from moesim.configs.loader import Config, Reference, find, validate
+from moesim.hw_models.gpu import GpuConfig
+from moesim.hw_models.parameters import Parameter, ParameterRow, parameter_rows
+from moesim.hw_models.processor import Processor
+from moesim.units import Bytes, Watts
+
+ProcessorConfig = GpuConfig
+"""The kinds of processors. A new one is a configuration class with a `kind` and a method `build(name)`, joined to this
+type as `Annotated[GpuConfig | NewConfig, Field(discriminator="kind")]`."""
+
+
+class DeviceConfig(Config):
+    """Parameters of a device."""
+
+    title: str = Field(description="Full name.")
+    memory_capacity: Parameter[Bytes] = Field(description="DRAM capacity, bytes.")
+    idle_power: Parameter[Watts] = Field(description="Power drawn with nothing running, W.")
+    design_power: Parameter[Watts] = Field(description="Thermal design power, W.")
+    processors: dict[str, ProcessorConfig] = Field(min_length=1, description="Processors by name, the main one first.")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device ready to price operators.
+
+    Attributes:
+        name: name of the shipped configuration or of the file; the title of an inline one.
+        config: parameters.
+        processors: by name, the main one first.
+    """
+
+    name: str
+    config: DeviceConfig
+    processors: dict[str, Processor]
+
+    @property
+    def processor(self) -> Processor:
+        """The main processor."""
+        return next(iter(self.processors.values()))
+
+    @property
+    def memory_bytes(self) -> float:
+        """DRAM capacity."""
+        return self.config.memory_capacity.value
+
+    @property
+    def idle_w(self) -> float:
+        """Power drawn with nothing running."""
+        return self.config.idle_power.value
+
+
+def load_device(reference: Reference, base: str | Path | None = None) -> Device:
+    """The device that `reference` stands for: a shipped name, a path, or an inline mapping.
+
+    Raises:
+        ConfigError: there is no such device, or its description breaks a rule.
+    """
+    document = find("devices", reference, base)
+    config = validate(DeviceConfig, document)
+    name = config.title if document.folder is None else Path(document.file).stem
+    return build_device(config, name)
+
+
+def build_device(config: DeviceConfig, name: str) -> Device:
+    """A device with the given parameters."""
+    return Device(name, config, {key: processor.build(key) for key, processor in config.processors.items()})
+
+
+def describe(device: Device) -> list[ParameterRow]:
+    """Every parameter of `device`: name, value with unit, source, and error where it was fitted."""
+    config = device.config
+    fits = {name: fit for processor in config.processors.values() for name, fit in processor.fits.items()}
+    return parameter_rows(config, fits)

@@ -1,0 +1,240 @@
+"""GPUs: a roofline with tiles, waves and launches, fitted to measured kernels."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from moesim.configs.loader import Config
+from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter, Slowdown
+from moesim.hw_models.processor import Cost
+from moesim.units import BytesPerS, FlopsPerS, JoulesPerByte, JoulesPerFlop, Seconds
+from moesim.workloads.operator_table import DTYPES, FORMS, OperatorTable
+
+Format = Literal["tf32", "bf16", "fp8", "int8", "fp4"]
+
+COMPUTE_FORMATS: dict[str, tuple[Format, ...]] = {
+    "fp32": ("tf32", "bf16"),
+    "bf16": ("bf16",),
+    "fp16": ("bf16",),
+    "fp8": ("fp8", "bf16"),
+    "fp8_block": ("fp8", "bf16"),
+    "int8": ("int8", "bf16"),
+    "mxfp4": ("fp4", "bf16"),
+}
+"""Tensor-core formats in which weights of a format are multiplied, best first. Where the device lacks the first, the
+weights are turned into bf16 on the way (as Marlin kernels do)."""
+
+_OPERAND_BYTES: dict[Format, float] = {"tf32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
+_LARGEST_TILE = (128, 256)
+_QUANTITIES = {
+    "gemm": ("m", "n", "k"),
+    "grouped_gemm": ("m", "n", "k"),
+    "attention": ("m", "flops", "bytes"),
+    "elementwise": ("m", "flops", "bytes"),
+}
+
+
+class TensorFormat(Config):
+    """Matrix products in one number format."""
+
+    peak: Parameter[FlopsPerS] = Field(description="Dense tensor-core rate, FLOP/s (2 per multiply-add).")
+    sustained: Parameter[Fraction] = Field(description="Share of the peak that large products reach.")
+    energy: Parameter[JoulesPerFlop] = Field(description="Dynamic energy per FLOP, J.")
+    quantise_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Extra time of the kernel that turns 16-bit inputs into this format, s."
+    )
+    quantise_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None, description="Rate at which it reads and writes, B/s."
+    )
+
+
+class GroupedGemm(Config):
+    """Expert FFNs: grouped products, with the sorting and gathering of tokens around them."""
+
+    latency: Parameter[Seconds] = Field(description="Launches, sorting and activation of one expert FFN, s.")
+    sustained: dict[Format, Parameter[Fraction]] = Field(description="Share of each format's peak.")
+    dequantise_sustained: Parameter[Fraction] = Field(
+        description="Share of the bf16 peak with weights turned into bf16 on the way."
+    )
+    weights_dram_sustained: Parameter[Fraction] = Field(description="Share of the DRAM bandwidth for weights.")
+    moved_dram_sustained: Parameter[Fraction] = Field(description="Share of the DRAM bandwidth for activations.")
+    tile_latency: Parameter[Seconds] = Field(description="Start and end of a tile on a multiprocessor, s.")
+
+
+class AttentionKernels(Config):
+    """Attention of prefill chunks and decode sequences, both in bf16."""
+
+    prefill_latency: Parameter[Seconds] = Field(description="Launch and set-up of a step with prefill, s.")
+    prefill_sustained: Parameter[Fraction] = Field(description="Share of the bf16 peak in prefill.")
+    prefill_dram_sustained: Parameter[Fraction] = Field(
+        description="Prefill traffic adds time as if at this share of the DRAM bandwidth."
+    )
+    decode_latency: Parameter[Seconds] = Field(description="Launch and set-up of a step of decodes only, s.")
+    decode_sustained: Parameter[Fraction] = Field(description="Share of the bf16 peak in decode.")
+    decode_dram_sustained: Parameter[Fraction] = Field(description="Share of the DRAM bandwidth in decode.")
+    decode_wave: Parameter[Seconds] = Field(
+        description="Time of one wave of (sequence, KV head) pairs over the multiprocessors, s."
+    )
+    mixed_decode_slowdown: Parameter[Slowdown] = Field(
+        description="Decode beside prefill takes this many times as long as in a step of its own."
+    )
+
+
+class GpuFit(Fit):
+    """A calibration of GPU kernels, and what it covers."""
+
+    forms: tuple[Literal["gemm", "grouped_gemm", "attention", "elementwise"], ...] = Field(
+        description="Operator forms that it covers."
+    )
+    weights: tuple[str, ...] = Field(description="Weight formats (attention: KV cache formats) that it covers.")
+
+
+class GpuConfig(Fitted):
+    """Parameters of a GPU."""
+
+    kind: Literal["gpu"]
+    multiprocessors: Parameter[Count] = Field(description="Streaming multiprocessors.")
+    formats: dict[Format, TensorFormat] = Field(description="Tensor-core formats; bf16 is required.")
+    dram_bandwidth: Parameter[BytesPerS] = Field(description="Datasheet DRAM bandwidth, B/s.")
+    dram_sustained: Parameter[Fraction] = Field(description="Share of it that large transfers reach.")
+    l2_bandwidth: Parameter[BytesPerS] = Field(description="L2 to multiprocessors, all together, B/s.")
+    kernel_latency: Parameter[Seconds] = Field(description="Launch of one kernel inside a CUDA graph, s.")
+    tile_latency: Parameter[Seconds] = Field(description="Start and end of a tile on a multiprocessor, s.")
+    split_latency: Parameter[Seconds] = Field(description="Extra time of a product that is split along k, s.")
+    grouped_gemm: GroupedGemm
+    attention: AttentionKernels
+    dram_energy: Parameter[JoulesPerByte] = Field(description="Dynamic energy per DRAM byte, J.")
+    fits: dict[str, GpuFit] = Field(default_factory=dict, description="Calibrations by name.")  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _bf16_present(self) -> "GpuConfig":
+        if "bf16" not in self.formats:
+            raise ValueError("formats must hold bf16")
+        return self
+
+    def build(self, name: str) -> "GPU":
+        """The processor with these parameters."""
+        return GPU(self, name)
+
+
+class GPU:
+    """Prices operators on one GPU; see `gpu_kernel` for the equations.
+
+    Args:
+        config: parameters.
+        name: name within the device.
+    """
+
+    def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
+        from moesim.hw_models import gpu_kernel  # noqa: PLC0415 - numba is slow to import
+
+        self.config = config
+        self.name = name
+        self._price_rows = gpu_kernel.price_rows
+        self._parameters = _parameter_vector(config, gpu_kernel)
+        self._formats = np.array([_format_row(config, dtype, gpu_kernel) for dtype in DTYPES])
+        self._valid = _valid_ranges(config.fits)
+
+    def price(self, operators: OperatorTable) -> Cost:
+        """Price of one execution of each row by one shard (see `Processor.price`)."""
+        o = operators
+        return Cost(
+            *self._price_rows(
+                o.form,
+                o.weight_dtype,
+                o.m,
+                o.n,
+                o.k,
+                o.groups,
+                o.up_matrices,
+                o.flops,
+                o.weight_bytes_read,
+                o.read_bytes,
+                o.write_bytes,
+                o.decode_flops,
+                o.decode_read_bytes,
+                o.grouped_rows,
+                o.expert_tokens,
+                self._parameters,
+                self._formats,
+                self._valid,
+            )
+        )
+
+
+def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
+    dram = config.dram_bandwidth.value
+    bf16 = config.formats["bf16"].peak.value
+    grouped, attention = config.grouped_gemm, config.attention
+    values = {
+        kernel.MULTIPROCESSORS: config.multiprocessors.value,
+        kernel.S_PER_DRAM_BYTE: 1 / (dram * config.dram_sustained.value),
+        kernel.S_PER_L2_BYTE: 1 / config.l2_bandwidth.value,
+        kernel.KERNEL_LATENCY_S: config.kernel_latency.value,
+        kernel.TILE_LATENCY_S: config.tile_latency.value,
+        kernel.SPLIT_LATENCY_S: config.split_latency.value,
+        kernel.GROUPED_LATENCY_S: grouped.latency.value,
+        kernel.GROUPED_TILE_LATENCY_S: grouped.tile_latency.value,
+        kernel.GROUPED_S_PER_WEIGHT_BYTE: 1 / (dram * grouped.weights_dram_sustained.value),
+        kernel.GROUPED_S_PER_MOVED_BYTE: 1 / (dram * grouped.moved_dram_sustained.value),
+        kernel.PREFILL_LATENCY_S: attention.prefill_latency.value,
+        kernel.DECODE_LATENCY_S: attention.decode_latency.value,
+        kernel.MIXED_DECODE_SLOWDOWN: attention.mixed_decode_slowdown.value,
+        kernel.S_PER_PREFILL_FLOP: 1 / (bf16 * attention.prefill_sustained.value),
+        kernel.S_PER_PREFILL_BYTE: 1 / (dram * attention.prefill_dram_sustained.value),
+        kernel.S_PER_DECODE_FLOP: 1 / (bf16 * attention.decode_sustained.value),
+        kernel.S_PER_DECODE_BYTE: 1 / (dram * attention.decode_dram_sustained.value),
+        kernel.DECODE_WAVE_S: attention.decode_wave.value,
+        kernel.J_PER_DRAM_BYTE: config.dram_energy.value,
+        kernel.J_PER_ATTENTION_FLOP: config.formats["bf16"].energy.value,
+    }
+    return np.array([float(values[position]) for position in range(kernel.PARAMETERS)])
+
+
+def _format_row(config: GpuConfig, dtype: str, kernel: Any) -> list[float]:
+    """Columns of `gpu_kernel`'s table of weight formats for weights of `dtype`."""
+    used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats)
+    fmt, grouped = config.formats[used], config.grouped_gemm
+    native = used == COMPUTE_FORMATS[dtype][0]
+    weight_bytes = DTYPES[dtype].bytes if not native or used == "tf32" else _OPERAND_BYTES[used]
+    operands = (_OPERAND_BYTES[used], weight_bytes)
+    fallback = grouped.sustained.get(used, fmt.sustained)
+    grouped_sustained = fallback if native else grouped.dequantise_sustained
+    l2 = config.l2_bandwidth.value
+    quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
+    values = {
+        kernel.S_PER_FLOP: _multiply_s_per_flop(fmt.peak.value, fmt.sustained.value, operands, l2),
+        kernel.GROUPED_S_PER_FLOP: _multiply_s_per_flop(fmt.peak.value, grouped_sustained.value, operands, l2),
+        kernel.ACTIVATION_BYTES: operands[0],
+        kernel.WEIGHT_BYTES: operands[1],
+        kernel.J_PER_FLOP: fmt.energy.value,
+        kernel.QUANTISE_LATENCY_S: fmt.quantise_latency.value if fmt.quantise_latency else 0.0,
+        kernel.S_PER_QUANTISED_ELEMENT: quantised / fmt.quantise_bandwidth.value if fmt.quantise_bandwidth else 0.0,
+    }
+    return [values[column] for column in range(kernel.FORMAT_COLUMNS)]
+
+
+def _multiply_s_per_flop(peak: float, sustained: float, operands: tuple[float, float], l2: float) -> float:
+    """Time per FLOP of multiplying alone, so that with loading the largest tile runs at the sustained rate.
+
+    At least half the time at peak is left to multiplying, however slow the L2.
+    """
+    tile_m, tile_n = _LARGEST_TILE
+    loading = (tile_m * operands[0] + tile_n * operands[1]) / (2.0 * tile_m * tile_n * l2)
+    return max(1 / (peak * sustained) - loading, 0.5 / peak)
+
+
+def _valid_ranges(fits: Mapping[str, GpuFit]) -> NDArray[np.float64]:
+    """float64[form, weight dtype, 6]; an empty range where no calibration covers the combination."""
+    ranges: NDArray[np.float64] = np.tile([np.inf, -np.inf], (len(FORMS), len(DTYPES), 3))
+    for fit in fits.values():
+        for form in fit.forms:
+            row = np.ravel([fit.valid.get(quantity, (0.0, np.inf)) for quantity in _QUANTITIES[form]])
+            for dtype in fit.weights:
+                known = ranges[FORMS.index(form), list(DTYPES).index(dtype)]
+                known[0::2] = np.minimum(known[0::2], row[0::2])
+                known[1::2] = np.maximum(known[1::2], row[1::2])
+    return ranges

@@ -1,0 +1,143 @@
+"""Numbers of a device with where they come from, and the calibrations behind the fitted ones."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel, Field, model_validator
+
+from moesim import units
+from moesim.configs.loader import Config
+
+T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+"""Share of a datasheet rate."""
+Slowdown = Annotated[float, Field(ge=1)]
+
+_UNITS: tuple[tuple[Any, str], ...] = (
+    (units.Bytes, "B"),
+    (units.BytesPerS, "B/s"),
+    (units.FlopsPerS, "FLOP/s"),
+    (units.Seconds, "s"),
+    (units.Watts, "W"),
+    (units.JoulesPerByte, "J/B"),
+    (units.JoulesPerFlop, "J/FLOP"),
+)
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
+_PREFIXES += ((1e-9, "n"), (1e-12, "p"))
+
+
+class Fit(Config):
+    """One calibration, which set several parameters together."""
+
+    data: str = Field(description="Data set: publisher, kernel, version.")
+    rows: int = Field(gt=0, description="Rows fitted on.")
+    held_out_rows: int = Field(ge=0, description="Rows kept apart, whole shapes at a time, on which `error` is taken.")
+    error: float = Field(gt=0, description="Mean of |predicted / measured - 1| over the held-out rows.")
+    valid: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="Least and greatest value of each quantity among the rows (SI)."
+    )
+
+
+class Parameter(Config, Generic[T]):
+    """A value, its source and, where it was fitted, the name of the calibration in `fits`."""
+
+    value: T
+    source: str = Field(min_length=1, description="Publication, data sheet or derivation.")
+    fit: str | None = Field(default=None, description="Name of the calibration that set the value.")
+
+    @property
+    def unit(self) -> str:
+        """Unit of `value`; empty for counts and fractions."""
+        kind = type(self).__pydantic_generic_metadata__["args"]
+        return next((unit for known, unit in _UNITS if kind and kind[0] is known), "")
+
+    @property
+    def text(self) -> str:
+        """Value with its unit, such as `4.8 TB/s`."""
+        return quantity_text(float(self.value), self.unit)  # type: ignore[arg-type]
+
+
+class Fitted(Config):
+    """Base of the sections that hold parameters and the calibrations these name."""
+
+    fits: dict[str, Fit] = Field(default_factory=dict, description="Calibrations by name.")
+
+    @model_validator(mode="after")
+    def _fits_exist(self) -> "Fitted":
+        for name, parameter in parameters(self):
+            if parameter.fit is not None and parameter.fit not in self.fits:
+                known = ", ".join(self.fits) or "none"
+                raise ValueError(f"{name}.fit must be one of fits ({known}), got {parameter.fit!r}")
+        return self
+
+
+class ParameterRow(NamedTuple):
+    """One line of a device's parameter table."""
+
+    name: str
+    value: str
+    source: str
+    error: str
+
+
+def parameters(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Parameter[Any]]]:
+    """Every parameter in `config` and the sections and mappings in it, with its dotted name."""
+    for key in type(config).model_fields:
+        yield from _inside(f"{prefix}{key}", getattr(config, key))
+
+
+def parameter_rows(config: BaseModel, fits: Mapping[str, Fit], prefix: str = "") -> list[ParameterRow]:
+    """Parameter table of `config`: name, value with unit, source, and error of the calibration if it was fitted."""
+    rows = []
+    for name, parameter in parameters(config, prefix):
+        fit = fits.get(parameter.fit or "")
+        error = "" if fit is None else f"{fit.error:.1%} on {fit.held_out_rows} held-out rows of {fit.data}"
+        rows.append(ParameterRow(name, parameter.text, parameter.source, error))
+    return rows
+
+
+def scaled(config: Any, factors: Mapping[str, float], prefix: str = "") -> Any:
+    """A copy of `config` in which the parameters named in `factors` (dotted names) are multiplied.
+
+    Raises:
+        KeyError: there is no such parameter.
+    """
+    missing = set(factors) - {name for name, _ in parameters(config)}
+    if missing:
+        raise KeyError(sorted(missing)[0])
+    return _scaled(config, factors, prefix)
+
+
+def quantity_text(value: float, unit: str) -> str:
+    """`value` in `unit` with an SI prefix and up to five digits; a unit-free value is written as it is."""
+    if not unit or value == 0:
+        return f"{value:.5g} {unit}".rstrip()
+    scale, prefix = next((pair for pair in _PREFIXES if abs(value) >= pair[0]), _PREFIXES[-1])
+    return f"{value / scale:.5g} {prefix}{unit}"
+
+
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Parameter[Any]]]:
+    if isinstance(value, Parameter):
+        yield name, value
+    elif isinstance(value, BaseModel):
+        yield from parameters(value, f"{name}.")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _inside(f"{name}.{key}", item)
+
+
+def _scaled(value: Any, factors: Mapping[str, float], name: str) -> Any:
+    if isinstance(value, Parameter):
+        factor = factors.get(name.rstrip("."))
+        if factor is None:
+            return value
+        source = f"{factor:g} times: {value.source}"
+        return value.model_copy(update={"value": value.value * factor, "source": source})
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return value.model_copy(update={key: _scaled(getattr(value, key), factors, f"{name}{key}.") for key in fields})
+    if isinstance(value, dict):
+        return {key: _scaled(item, factors, f"{name}{key}.") for key, item in value.items()}
+    return value

@@ -1,0 +1,1 @@
+"""Which choice is best: placement, batching, bit widths, accelerators."""

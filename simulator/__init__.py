@@ -1,0 +1,1 @@
+"""How it runs over time: lowering, task graph, engines, serving loop, results."""

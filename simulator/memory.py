@@ -1,0 +1,160 @@
+"""What fits on a device: weights, workspace, and the paged KV cache that gets the rest."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import CapacityError, ConfigError
+from moesim.hw_models.system import System
+from moesim.simulator.parallelism import Parallelism, check_parallelism
+from moesim.workloads.models import Model, MoE
+from moesim.workloads.operator_plan import OperatorPlan
+from moesim.workloads.operator_table import DTYPES
+
+_LARGEST_SUGGESTION = 1024
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Bytes that a sequence's cache takes on each device of its rank.
+
+    Caches are allocated in blocks of `block_tokens`. Layers with a sliding window keep the blocks that the window can
+    still touch: its own and one more, since it rarely starts on a block's edge.
+    """
+
+    block_tokens: int
+    token_bytes: NDArray[np.float64]  # [window] per token, all layers with that window together
+    windows: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, model: Model, tp: int, block_tokens: int) -> "KvCache":
+        """The cache of `model` under tensor parallelism."""
+        sizes: dict[int | None, float] = {}
+        element = DTYPES[model.dtypes.kv_cache].bytes
+        for layer in model.layers:
+            nbytes = layer.attention.kv_elements(tp) * element
+            sizes[layer.attention.window] = sizes.get(layer.attention.window, 0.0) + nbytes
+        return cls(block_tokens, np.array(list(sizes.values())), tuple(sizes))
+
+    def bytes(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64[sequence]: bytes for `tokens` cached tokens each."""
+        blocks = -(-tokens // self.block_tokens)
+        total = np.zeros(len(tokens))
+        for token_bytes, window in zip(self.token_bytes, self.windows, strict=True):
+            kept = blocks if window is None else np.minimum(blocks, -(-window // self.block_tokens) + 1)
+            total += kept * (self.block_tokens * token_bytes)
+        return total
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How one device's memory is used, in bytes."""
+
+    usable_bytes: float
+    weight_bytes: float
+    workspace_bytes: float
+
+    @property
+    def kv_bytes(self) -> float:
+        """What is left for the KV cache."""
+        return self.usable_bytes - self.weight_bytes - self.workspace_bytes
+
+
+def plan_memory(plan: OperatorPlan, memory_bytes: float, utilization: float, token_budget: int) -> MemoryPlan:
+    """Share out a device's memory.
+
+    Args:
+        plan: what the device holds.
+        memory_bytes: capacity.
+        utilization: the share that the engine may use.
+        token_budget: the most tokens in one step.
+    """
+    return MemoryPlan(memory_bytes * utilization, weight_bytes(plan), _workspace_bytes(plan, token_budget))
+
+
+def weight_bytes(plan: OperatorPlan) -> float:
+    """Bytes of weights on each device."""
+    positions = [*plan.before, *(position for layer in plan.layers for position in layer), *plan.after]
+    dense = sum(plan.operators[position].resident_bytes for position in positions)
+    if plan.experts is None:
+        return dense
+    return dense + len(plan.experts.layers) * plan.experts.slots * plan.experts.expert_bytes
+
+
+def _workspace_bytes(plan: OperatorPlan, token_budget: int) -> float:
+    """Activations alive at the widest point of a full step: the residual and one operator's input and output."""
+    widest = max(operator.k + operator.n for operator in plan.operators if operator.name != "lm_head")
+    if plan.experts is not None:
+        block = plan.experts.block
+        widest = max(widest, block.top_k * (plan.model.hidden + (block.up_matrices + 1) * plan.experts.inner))
+    return token_budget * (plan.model.hidden + widest) * plan.activation_bytes
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the memory has to hold beside the weights."""
+
+    utilization: float
+    token_budget: int
+    block_tokens: int
+    longest_tokens: int  # cached tokens of the longest request
+
+
+def check_capacity(model: Model, system: System, parallelism: Parallelism, demand: Demand) -> MemoryPlan:
+    """The memory plan, if the model and the longest request fit.
+
+    Raises:
+        CapacityError: they do not; the message names the smallest parallelism that does.
+    """
+    memory = _memory(model, system, parallelism, demand)
+    need = _kv_need(model, parallelism, demand)
+    if memory.kv_bytes >= need:
+        return memory
+    total = (memory.weight_bytes + memory.workspace_bytes + need) / 1e9
+    rule = (
+        f"{model.name} needs {total:.1f} GB per device (weights {memory.weight_bytes / 1e9:.1f}, workspace "
+        f"{memory.workspace_bytes / 1e9:.1f}, KV cache of one request of {demand.longest_tokens} tokens "
+        f"{need / 1e9:.1f}), but {system.name} offers {memory.usable_bytes / 1e9:.1f} GB; {_suggestion(model, system, demand)}"
+    )
+    raise CapacityError(f"parallelism tp={parallelism.tp} dp={parallelism.dp} ep={parallelism.ep}", rule)
+
+
+def _memory(model: Model, system: System, parallelism: Parallelism, demand: Demand) -> MemoryPlan:
+    plan = OperatorPlan(model, tp=parallelism.tp, dp=parallelism.dp, ep=parallelism.ep)
+    return plan_memory(plan, system.memory_bytes, demand.utilization, demand.token_budget)
+
+
+def _kv_need(model: Model, parallelism: Parallelism, demand: Demand) -> float:
+    cache = KvCache.of(model, parallelism.tp, demand.block_tokens)
+    return float(cache.bytes(np.array([demand.longest_tokens]))[0])
+
+
+def _suggestion(model: Model, system: System, demand: Demand) -> str:
+    """The smallest parallelism, in devices, that fits on this kind of device."""
+    devices = 1
+    while devices <= _LARGEST_SUGGESTION:
+        for candidate in _candidates(model, devices):
+            if _fits(model, system, candidate, demand):
+                return (
+                    f"the smallest that fits is {devices} devices with "
+                    f"tp={candidate.tp} dp={candidate.dp} ep={candidate.ep}"
+                )
+        devices *= 2
+    return f"nothing up to {_LARGEST_SUGGESTION} devices fits"
+
+
+def _candidates(model: Model, devices: int) -> list[Parallelism]:
+    """Ways to use `devices`: all tensor parallel, or all data parallel with the experts shared out."""
+    ways = [Parallelism(tp=devices)]
+    if any(isinstance(layer.ffn, MoE) for layer in model.layers):
+        ways.append(Parallelism(dp=devices, ep=devices))
+    return ways
+
+
+def _fits(model: Model, system: System, parallelism: Parallelism, demand: Demand) -> bool:
+    try:
+        check_parallelism(model, parallelism, "candidate")
+    except ConfigError:
+        return False
+    return _memory(model, system, parallelism, demand).kv_bytes >= _kv_need(model, parallelism, demand)

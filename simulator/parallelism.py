@@ -1,0 +1,80 @@
+"""How one replica's model is cut over devices, and whether the cuts divide.
+
+A replica is `dp * tp` devices. Attention and dense layers are tensor parallel within groups of `tp` devices, and data
+parallel over `dp` groups. The same devices hold the routed experts as `ep` groups of `moe_tp` tensor-parallel shards.
+Device `d` belongs to data-parallel rank `d // tp` and expert-parallel rank `d // moe_tp`.
+"""
+
+from collections.abc import Iterator
+from typing import Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from moesim.configs.loader import Config
+from moesim.errors import ConfigError
+from moesim.workloads.models import DenseFFN, GroupedQueryAttention, Layer, Model
+
+
+class Parallelism(Config):
+    """Degrees of parallelism of one replica."""
+
+    tp: PositiveInt = Field(1, description="tensor parallelism of attention, dense and shared-expert layers")
+    dp: PositiveInt = Field(1, description="data parallelism of attention: ranks with their own requests")
+    ep: PositiveInt = Field(1, description="expert parallelism: groups of devices that share the routed experts out")
+
+    @model_validator(mode="after")
+    def _experts_divide(self) -> Self:
+        if self.devices % self.ep:
+            raise ValueError(f"`ep` must divide dp * tp = {self.devices} devices, got ep = {self.ep}")
+        return self
+
+    @property
+    def devices(self) -> int:
+        """Devices of the replica."""
+        return self.dp * self.tp
+
+    @property
+    def moe_tp(self) -> int:
+        """Tensor parallelism within each group of experts."""
+        return self.devices // self.ep
+
+
+def check_parallelism(model: Model, parallelism: Parallelism, place: str) -> None:
+    """Refuse cuts that do not divide the model.
+
+    Raises:
+        ConfigError: every rule that is broken, a line each.
+    """
+    errors = [ConfigError(place, rule) for rule in dict.fromkeys(_broken_rules(model, parallelism))]
+    if errors:
+        raise ConfigError.join(errors)
+
+
+def _broken_rules(model: Model, parallelism: Parallelism) -> Iterator[str]:
+    for layer in model.layers:
+        yield from _attention_rules(layer, parallelism.tp)
+        yield from _ffn_rules(layer, parallelism)
+    if not model.moe_layers and parallelism.ep > 1:
+        yield f"expert parallelism needs routed experts, but {model.name} is dense (ep = {parallelism.ep})"
+
+
+def _attention_rules(layer: Layer, tp: int) -> Iterator[str]:
+    attention = layer.attention
+    if attention.heads % tp:
+        yield f"tp must divide the {attention.heads} attention heads, got tp = {tp}"
+    if isinstance(attention, GroupedQueryAttention) and max(attention.kv_heads, tp) % min(attention.kv_heads, tp):
+        yield f"tp must divide the {attention.kv_heads} KV heads or be a multiple of them, got tp = {tp}"
+
+
+def _ffn_rules(layer: Layer, parallelism: Parallelism) -> Iterator[str]:
+    ffn, tp, moe_tp = layer.ffn, parallelism.tp, parallelism.moe_tp
+    if isinstance(ffn, DenseFFN):
+        if ffn.intermediate % tp:
+            yield f"tp must divide the dense FFN's width {ffn.intermediate}, got tp = {tp}"
+        return
+    if ffn.experts % parallelism.ep:
+        yield f"ep must divide the {ffn.experts} experts, got ep = {parallelism.ep}"
+    if ffn.intermediate % moe_tp:
+        yield f"dp * tp / ep must divide the expert width {ffn.intermediate}, got {moe_tp}"
+    if ffn.shared_intermediate % tp:
+        yield f"tp must divide the shared experts' width {ffn.shared_intermediate}, got tp = {tp}"

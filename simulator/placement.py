@@ -1,0 +1,97 @@
+"""Which expert-parallel rank holds which expert, for every MoE layer.
+
+A placement is `slots: int32[moe_layer, slot]`, the expert in each slot; rank `r` of `ep` owns the slots
+`r * per_rank ... (r + 1) * per_rank - 1`. An expert in several slots is replicated, and its tokens are dealt to its
+replicas in turn. The same table is known to serving engines as the physical-to-logical expert map.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import DataError
+from moesim.workloads.models import Model
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Expert of every slot."""
+
+    slots: NDArray[np.int32]  # [moe_layer, slot]
+    ep: int
+
+    @property
+    def slots_per_rank(self) -> int:
+        """Slots that each expert-parallel rank owns in each layer."""
+        return self.slots.shape[1] // self.ep
+
+    @classmethod
+    def contiguous(cls, moe_layers: int, experts: int, ep: int) -> Self:
+        """Experts in order, equally many per rank, no replicas."""
+        return cls(np.tile(np.arange(experts, dtype=np.int32), (moe_layers, 1)), ep)
+
+    def replicas(self, experts: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Slots of every expert.
+
+        Returns:
+            (first, order): `order: int32[moe_layer, slot]` lists the slots sorted by expert, and those of expert `e`
+            stand at `first[layer, e] ... first[layer, e + 1] - 1`; `first: int32[moe_layer, expert + 1]`.
+        """
+        order = np.argsort(self.slots, axis=1, kind="stable").astype(np.int32)
+        counts = np.stack([np.bincount(layer, minlength=experts) for layer in self.slots])
+        first = np.zeros((len(self.slots), experts + 1), dtype=np.int32)
+        first[:, 1:] = counts.cumsum(axis=1)
+        return first, order
+
+
+def load_placement(reference: str, model: Model, ep: int, base: Path | None = None) -> Placement:
+    """`contiguous`, or a JSON file `{"model": name, "experts": [[expert of slot 0, ...] per MoE layer]}`.
+
+    Raises:
+        DataError: missing or broken file, a placement for another model, an expert without a slot, or slots that do
+            not divide over the ranks.
+    """
+    experts = model.moe_layers[0][1].experts
+    if reference == "contiguous":
+        return Placement.contiguous(len(model.moe_layers), experts, ep)
+    path = Path(base or ".") / reference
+    slots = _read_slots(path, model)
+    _check_slots(slots, path, model, ep)
+    return Placement(slots, ep)
+
+
+def _read_slots(path: Path, model: Model) -> NDArray[np.int32]:
+    place = str(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(place, "a placement is `contiguous` or an existing JSON file") from error
+    except ValueError as error:
+        raise DataError(place, f"must be valid JSON ({error})") from error
+    if not isinstance(document, dict) or "experts" not in document:
+        raise DataError(place, 'must be an object with the keys "model" and "experts"')
+    if document.get("model") != model.name:
+        raise DataError(f"{place}: model", f"must be {model.name}", document.get("model"))
+    try:
+        return np.array(document["experts"], dtype=np.int32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{place}: experts", "must be a table of expert numbers, equally many per layer") from error
+
+
+def _check_slots(slots: NDArray[np.int32], path: Path, model: Model, ep: int) -> None:
+    experts, layers = model.moe_layers[0][1].experts, len(model.moe_layers)
+    place = f"{path}: experts"
+    if slots.ndim != 2 or len(slots) != layers:  # noqa: PLR2004  # layers by slots
+        raise DataError(place, f"must have one row per MoE layer ({layers})", slots.shape)
+    if slots.shape[1] % ep:
+        raise DataError(place, f"the slots per layer must divide over ep = {ep} ranks", slots.shape[1])
+    for layer, row in enumerate(slots):
+        if row.min() < 0 or row.max() >= experts:
+            raise DataError(f"{place}[{layer}]", f"experts must lie in 0 ... {experts - 1}", int(row.max()))
+        missing = np.setdiff1d(np.arange(experts), row)
+        if len(missing):
+            raise DataError(f"{place}[{layer}]", "every expert needs a slot; none for expert", int(missing[0]))

@@ -1,0 +1,168 @@
+"""Continuous batching of one data-parallel rank: which sequences run in the next step, and how many tokens each.
+
+The rules are those of vLLM's v1 scheduler: running sequences first, in the order they were admitted, then waiting
+ones while the token budget, the sequence limit and the KV cache allow; a prompt is cut into chunks that fit the
+budget; when the cache is full the sequence admitted last is preempted, and recomputed later.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from moesim.configs.loader import Config
+from moesim.simulator.memory import KvCache
+from moesim.units import Seconds
+from moesim.workloads.requests import Requests
+
+Indices = NDArray[np.int64]
+
+
+class SchedulerSettings(Config):
+    """Settings of the serving engine. Defaults: vLLM 0.10 and later, server on a GPU with 70 GiB or more."""
+
+    token_budget: PositiveInt = Field(8192, description="most new tokens in a step of one rank")
+    max_num_seqs: PositiveInt = Field(1024, description="most running sequences of one rank")
+    block_tokens: PositiveInt = Field(16, description="tokens per block of the KV cache")
+    memory_utilization: float = Field(0.9, gt=0, le=1, description="share of device memory the engine may use")
+    host_overhead_s: Seconds = Field(
+        0.0004, description="host time per step; middle of the 0.1 to 0.7 ms that measured deployments imply"
+    )
+    async_host: bool = Field(False, description="the host prepares the next step while the devices run this one")
+
+
+@dataclass
+class RequestStates:
+    """Everything that changes about the requests, column by column: [request]."""
+
+    prompt: Indices
+    output: Indices
+    computed: Indices  # tokens in the KV cache
+    generated: Indices  # output tokens so far
+    seen: Indices  # tokens that were in the cache before a preemption
+    held_bytes: NDArray[np.float64]
+    rank: Indices
+    preemptions: Indices
+
+    @classmethod
+    def of(cls, requests: Requests) -> "RequestStates":
+        """All requests before they arrive."""
+        n = len(requests.arrival_s)
+        zeros = [np.zeros(n, dtype=np.int64) for _ in range(3)]
+        rank = np.full(n, -1, dtype=np.int64)
+        return cls(
+            requests.prompt_tokens, requests.output_tokens, *zeros, np.zeros(n), rank, np.zeros(n, dtype=np.int64)
+        )
+
+
+class RankScheduler:
+    """The queue, the running batch and the KV budget of one data-parallel rank."""
+
+    def __init__(self, states: RequestStates, settings: SchedulerSettings, cache: KvCache, kv_bytes: float) -> None:
+        """Start with nothing to do and `kv_bytes` of cache free on each device of the rank."""
+        self.states, self.settings, self.cache = states, settings, cache
+        self.capacity_bytes = self.free_bytes = kv_bytes
+        self.waiting: deque[int] = deque()
+        self.running: Indices = np.zeros(0, dtype=np.int64)
+
+    @property
+    def outstanding(self) -> int:
+        """Requests waiting or running."""
+        return len(self.waiting) + len(self.running)
+
+    def submit(self, request: int) -> None:
+        """Take a request into the queue."""
+        self.waiting.append(request)
+
+    def schedule(self) -> tuple[Indices, Indices]:
+        """Pick the next step and reserve its cache.
+
+        Returns:
+            (request, new_tokens): int64[sequence] each; empty when there is nothing to do.
+        """
+        tokens, preempted = self._schedule_running()
+        if not preempted and self.waiting:
+            tokens = np.concatenate([tokens, self._admit(int(tokens.sum()))])
+        runs = tokens > 0
+        return self.running[runs], tokens[runs]
+
+    def _schedule_running(self) -> tuple[Indices, bool]:
+        """New tokens of each running sequence, preempting from the end until their cache fits."""
+        preempted = False
+        while True:
+            tokens = _share_budget(self._uncomputed(self.running), self.settings.token_budget)
+            growth = self._growth(self.running, tokens)
+            if growth.sum() <= self.free_bytes:
+                self._reserve(self.running, growth)
+                return tokens, preempted
+            self._preempt_last()
+            preempted = True
+
+    def _admit(self, used_tokens: int) -> Indices:
+        """Start waiting requests; returns the new tokens of each."""
+        budget = self.settings.token_budget - used_tokens
+        admitted: list[int] = []
+        tokens: list[int] = []
+        while self.waiting and budget > 0 and len(self.running) + len(admitted) < self.settings.max_num_seqs:
+            request = self.waiting[0]
+            chunk = min(budget, int(self.states.prompt[request] + self.states.generated[request]))
+            one = np.array([request])
+            growth = self._growth(one, np.array([chunk]))
+            if growth[0] > self.free_bytes:
+                break
+            self._reserve(one, growth)
+            admitted.append(self.waiting.popleft())
+            tokens.append(chunk)
+            budget -= chunk
+        self.running = np.concatenate([self.running, np.array(admitted, dtype=np.int64)])
+        return np.array(tokens, dtype=np.int64)
+
+    def complete(self, request: Indices, new_tokens: Indices) -> tuple[Indices, Indices]:
+        """Account a finished step.
+
+        Returns:
+            (sampled, finished): requests with a new output token, and those of them that are done.
+        """
+        states = self.states
+        states.computed[request] += new_tokens
+        sampled = request[self._uncomputed(request) == 0]
+        states.generated[sampled] += 1
+        finished = sampled[states.generated[sampled] == states.output[sampled]]
+        if len(finished):
+            self._release(finished)
+            self.running = self.running[states.generated[self.running] < states.output[self.running]]
+        return sampled, finished
+
+    def _uncomputed(self, request: Indices) -> Indices:
+        """Known tokens that are not in the cache: the rest of the prompt, or the last output token."""
+        states = self.states
+        return states.prompt[request] + states.generated[request] - states.computed[request]
+
+    def _growth(self, request: Indices, tokens: Indices) -> NDArray[np.float64]:
+        return self.cache.bytes(self.states.computed[request] + tokens) - self.states.held_bytes[request]
+
+    def _reserve(self, request: Indices, growth: NDArray[np.float64]) -> None:
+        self.states.held_bytes[request] += growth
+        self.free_bytes -= float(growth.sum())
+
+    def _release(self, request: Indices) -> None:
+        self.free_bytes += float(self.states.held_bytes[request].sum())
+        self.states.held_bytes[request] = 0.0
+
+    def _preempt_last(self) -> None:
+        """Evict the sequence admitted last; it returns to the head of the queue and starts over."""
+        states, victim = self.states, self.running[-1:]
+        self.running = self.running[:-1]
+        self._release(victim)
+        states.seen[victim] = np.maximum(states.seen[victim], states.computed[victim])
+        states.computed[victim] = 0
+        states.preemptions[victim] += 1
+        self.waiting.appendleft(int(victim[0]))
+
+
+def _share_budget(need: Indices, budget: int) -> Indices:
+    """Give each sequence what it needs, first come first served, until the budget is spent."""
+    spent = np.minimum(np.cumsum(need), budget)
+    return np.diff(spent, prepend=0)

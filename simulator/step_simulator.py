@@ -1,0 +1,146 @@
+"""One step from sequences to seconds: route, lower, price, play, and add up where the time went."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.hw_models.system import System
+from moesim.simulator.collectives import CollectivePlan
+from moesim.simulator.engines import get_engine
+from moesim.simulator.graph import TaskGraph, Timeline
+from moesim.simulator.parallelism import Parallelism
+from moesim.simulator.placement import Placement
+from moesim.simulator.step_graph import HOST, build_step_graph
+from moesim.workloads.models import Model
+from moesim.workloads.operator_plan import OperatorPlan
+from moesim.workloads.operator_table import OperatorTable
+from moesim.workloads.routing import Router
+from moesim.workloads.steps import PHASES, Step
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step took."""
+
+    makespan_s: float
+    energy_j: float  # dynamic energy of all devices and links
+    expert_imbalance: float  # busiest expert-parallel rank over the mean, averaged over MoE layers; 1 if none
+    graph: TaskGraph
+    timeline: Timeline
+
+
+@dataclass
+class Totals:
+    """Sums over all steps, by row of the cost vector (operators, collectives, host, joins)."""
+
+    time_s: NDArray[np.float64]
+    energy_j: NDArray[np.float64]
+    flops: NDArray[np.float64]
+    bytes: NDArray[np.float64]
+    extrapolated_s: NDArray[np.float64]  # part of `time_s` that was priced outside a fitted range
+    expert_tokens: NDArray[np.int64]  # [phase, moe_layer, expert]
+    steps: int = 0
+
+
+@dataclass
+class StepSimulator:
+    """Plays the steps of one replica.
+
+    Attributes:
+        totals: sums over the steps played so far.
+        names: what each row of the cost vector is, such as "qkv" or "dispatch".
+        tasks_per_row: int64[row], tasks of the step graph that each row of the cost vector prices.
+    """
+
+    model: Model
+    system: System
+    parallelism: Parallelism
+    placement: Placement | None
+    router: Router | None
+    engine: str
+    host_overhead_s: float
+    async_host: bool
+    totals: Totals = field(init=False)
+
+    def __post_init__(self) -> None:
+        p = self.parallelism
+        slots = self.placement.slots_per_rank if self.placement else None
+        self.plan = OperatorPlan(self.model, tp=p.tp, dp=p.dp, ep=p.ep, slots=slots)
+        self.collectives = CollectivePlan(self.plan, self.system.devices_per_node)
+        self.step_graph = build_step_graph(self.plan, self.collectives, async_host=self.async_host)
+        self.processor = self.system.processor()
+        self._run = get_engine(self.engine)
+        self.names = self._row_names()
+        self.tasks_per_row = np.bincount(self.step_graph.source, minlength=len(self.names))
+        rows = len(self.names)
+        experts = (len(self.plan.experts.layers), self.plan.experts.block.experts) if self.plan.experts else (0, 0)
+        counts = np.zeros((len(PHASES), *experts), dtype=np.int64)
+        self.totals = Totals(*(np.zeros(rows) for _ in range(5)), counts)
+        if self.placement and self.plan.experts:
+            self._replicas = self.placement.replicas(self.plan.experts.block.experts)
+
+    def _row_names(self) -> list[str]:
+        operators = [operator.name for operator in self.plan.operators] * self.plan.dp
+        experts = ["experts"] * (self.plan.rows - len(operators))
+        return [*operators, *experts, *self.collectives.names, HOST, "join"]
+
+    def run(self, step: Step) -> StepOutcome:
+        """Simulate `step` on its own clock and add it to the totals."""
+        slot_tokens, traffic = self._route(step)
+        features = self.plan.features(step)
+        table = self.plan.lower_features(features, slot_tokens)
+        cost = self.processor.price(table)
+        links = self.system.interconnect.price(self.collectives.table(features, traffic))
+        time_s = np.concatenate([cost.time_s, links.time_s, (self.host_overhead_s, 0.0)])
+        graph = self.step_graph.graph.with_durations(time_s[self.step_graph.source])
+        timeline = self._run(graph)
+        energy_j = np.concatenate([cost.energy_j, links.energy_j, (0.0, 0.0)])
+        extrapolated = np.concatenate([cost.extrapolated, links.extrapolated, (False, False)])
+        self._account(time_s, energy_j, extrapolated, table)
+        return StepOutcome(
+            timeline.makespan_s, float(energy_j @ self.tasks_per_row), _imbalance(slot_tokens, self.plan), graph, timeline
+        )
+
+    def _route(self, step: Step) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+        """Tokens of each expert slot, and tokens that each device sends to each expert-parallel rank."""
+        none = np.zeros((0, 0, 0), dtype=np.int64)
+        if self.plan.experts is None or self.router is None or self.placement is None:
+            return None, none
+        from moesim.simulator.dispatch import count_by_phase, count_tokens  # numba, only for MoE
+
+        tokens = step.tokens()
+        chosen = self.router.experts(tokens.request, tokens.position)
+        count_by_phase(chosen, tokens.phase, self.totals.expert_tokens)
+        layers, slots = self.placement.slots.shape
+        slot_tokens = np.zeros((layers, slots), dtype=np.int64)
+        devices = self.plan.dp * self.plan.tp
+        traffic = np.zeros((layers, devices, self.plan.ep), dtype=np.int64) if self.plan.dp > 1 else none
+        # A tensor-parallel group holds every token on all its devices, so its members share the sending out.
+        source = (tokens.rank * self.plan.tp + np.arange(len(tokens.rank)) % self.plan.tp).astype(np.int32)
+        first, order = self._replicas
+        count_tokens(chosen, source, first, order, self.placement.slots_per_rank, slot_tokens, traffic)
+        return slot_tokens, traffic
+
+    def _account(
+        self,
+        time_s: NDArray[np.float64],
+        energy_j: NDArray[np.float64],
+        extrapolated: NDArray[np.bool_],
+        table: OperatorTable,
+    ) -> None:
+        totals, rows = self.totals, len(table)
+        totals.time_s += time_s
+        totals.energy_j += energy_j
+        totals.flops[:rows] += table.flops
+        totals.bytes[:rows] += table.weight_bytes_read + table.read_bytes + table.write_bytes
+        totals.extrapolated_s += np.where(extrapolated, time_s, 0.0)
+        totals.steps += 1
+
+
+def _imbalance(slot_tokens: NDArray[np.int64] | None, plan: OperatorPlan) -> float:
+    """Tokens of the busiest expert-parallel rank over the mean rank, averaged over MoE layers."""
+    if slot_tokens is None or not slot_tokens.size:
+        return 1.0
+    ranks = slot_tokens.reshape(len(slot_tokens), plan.ep, -1).sum(axis=2)
+    return float((ranks.max(axis=1) / ranks.mean(axis=1)).mean())

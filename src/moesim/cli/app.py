@@ -1,0 +1,134 @@
+"""The commands and their flags. Everything heavy is imported inside the commands, to keep `--help` fast."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="moesim",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="How fast, how costly and how efficient is a Mixture-of-Experts model on this hardware?",
+)
+models_app = typer.Typer(no_args_is_help=True, help="Shipped models and what they weigh.")
+hardware_app = typer.Typer(no_args_is_help=True, help="Shipped devices and systems, with the source of every number.")
+app.add_typer(models_app, name="models")
+app.add_typer(hardware_app, name="hardware")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+_SIMULATE_EXAMPLES = """[bold]Examples[/bold]
+
+  moesim simulate                                                  the quickstart: gpt-oss-20b on one H100
+
+  moesim simulate --model mixtral-8x7b --system h100-sxm-4 --tp 4 --concurrency 64
+
+  moesim simulate --model ./config.json --system h200-sxm-8 --dp 8 --ep 8 --requests trace.csv --out out/run
+
+  moesim simulate my-scenario.yaml --set scheduler.token_budget=2048 --json
+"""
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version
+
+        typer.echo(f"moesim {version('moesim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=_SIMULATE_EXAMPLES)
+def simulate(
+    scenario: Annotated[str, typer.Argument(help="Shipped scenario or YAML file.")] = "quickstart",
+    model: Annotated[str | None, typer.Option(help="Shipped model, YAML file, or Hugging Face config.json.")] = None,
+    system: Annotated[str | None, typer.Option(help="System such as h100-sxm-8, or YAML file.")] = None,
+    requests: Annotated[
+        str | None, typer.Option(help="Shipped requests, YAML, CSV (Azure's too) or JSONL file; `trace` replays.")
+    ] = None,
+    routing: Annotated[
+        str | None, typer.Option(help="uniform, zipf:EXPONENT, shipped profile, or a profile or trace file.")
+    ] = None,
+    num_requests: Annotated[int | None, typer.Option(help="Take only the first so many requests.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Closed loop with so many requests in flight.")] = None,
+    tp: Annotated[int | None, typer.Option(help="Tensor parallelism.")] = None,
+    dp: Annotated[int | None, typer.Option(help="Data parallelism of attention.")] = None,
+    ep: Annotated[int | None, typer.Option(help="Expert parallelism.")] = None,
+    placement: Annotated[str | None, typer.Option(help="contiguous, or a placement file.")] = None,
+    engine: Annotated[str | None, typer.Option(help="compiled or simpy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as scheduler.token_budget=2048.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Save settings, summary and tables there.")] = None,
+    timeline: Annotated[bool, typer.Option(help="Also save a trace for ui.perfetto.dev (needs --out).")] = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate a model on a system serving requests: latency, throughput, energy, and where the time goes."""
+    from moesim.cli.simulate import simulate_command
+
+    flags = {
+        "model": model,
+        "system": system,
+        "requests": requests,
+        "routing": routing,
+        "num_requests": num_requests,
+        "concurrency": concurrency,
+        "parallelism.tp": tp,
+        "parallelism.dp": dp,
+        "parallelism.ep": ep,
+        "placement": placement,
+        "engine": engine,
+        "seed": seed,
+    }
+    simulate_command(scenario, flags, assignments or [], out=out, timeline=timeline, as_json=as_json)
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """Models that ship with moesim."""
+    from moesim.cli.catalogue import list_models
+
+    list_models(as_json=as_json)
+
+
+@models_app.command("show")
+def models_show(
+    model: Annotated[str, typer.Argument(help="Shipped model, YAML file, or Hugging Face config.json.")],
+    as_json: Json = False,
+) -> None:
+    """One model: dimensions, parameters, bytes, KV cache."""
+    from moesim.cli.catalogue import show_model
+
+    show_model(model, as_json=as_json)
+
+
+@hardware_app.command("list")
+def hardware_list(as_json: Json = False) -> None:
+    """Devices and systems that ship with moesim."""
+    from moesim.cli.catalogue import list_hardware
+
+    list_hardware(as_json=as_json)
+
+
+@hardware_app.command("show")
+def hardware_show(
+    name: Annotated[str, typer.Argument(help="Device, or system such as h100-sxm-8, or YAML file.")],
+    as_json: Json = False,
+) -> None:
+    """Every parameter of a device or system, with its source and, where fitted, its error."""
+    from moesim.cli.catalogue import show_hardware
+
+    show_hardware(name, as_json=as_json)

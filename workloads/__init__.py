@@ -1,0 +1,1 @@
+"""What runs: models, steps, operators, requests, routing and attention traces."""

@@ -1,0 +1,228 @@
+"""Lowering: a model under a parallelism becomes a plan once, and the plan turns every step into an `OperatorTable`.
+
+The plan holds the coefficients of `operators.Operator` as one matrix, so the rows outside the routed experts cost one
+matrix product per step. The experts' rows follow from the tokens each of them got.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.workloads.models import Model, MoE
+from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
+from moesim.workloads.operators import Linear, Operator, model_operators
+from moesim.workloads.steps import FIRST_WINDOW, Step, step_features
+
+EXPERTS = "experts"
+_DYNAMIC = ("m", "flops", "read", "write", "decode_flops", "decode_read")
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """The routed experts of all MoE layers, which have one shape, on one expert-parallel rank."""
+
+    layers: tuple[int, ...]  # indices of the MoE layers
+    block: MoE
+    slots: int  # experts (replicas counted) per rank
+    hidden: int
+    inner: int  # one shard's intermediate size
+    expert_bytes: float  # one shard of one expert
+
+
+class OperatorPlan:
+    """All operators of a model under tensor, data and expert parallelism.
+
+    Attributes:
+        operators: the distinct operators outside the routed experts; equal ones of different layers are one.
+        before, after: positions in `operators` of what runs before the first and after the last layer.
+        layers: positions in `operators` for each layer, in order of execution.
+        windows: the distinct attention windows, in the order of `step_features`.
+        experts: the routed experts, or None for a dense model.
+
+    Rows of a table: `dp` blocks of `len(operators)`, then one row per MoE layer and expert-parallel rank.
+    """
+
+    def __init__(self, model: Model, *, tp: int = 1, dp: int = 1, ep: int = 1, slots: int | None = None) -> None:
+        """Build the plan; that the numbers divide is the caller's to check.
+
+        Args:
+            model: what runs.
+            tp, dp, ep: tensor, data and expert parallelism; the experts' own tensor parallelism is tp * dp / ep.
+            slots: expert slots per expert-parallel rank, replicas counted; experts / ep if None.
+        """
+        self.model, self.tp, self.dp, self.ep = model, tp, dp, ep
+        self.moe_tp = tp * dp // ep
+        self.windows = tuple(dict.fromkeys(layer.attention.window for layer in model.layers))
+        self.activation_bytes = DTYPES[model.dtypes.activations].bytes
+        before, layers, after = model_operators(model, tp, self.windows)
+        everything = [*before, *(operator for layer in layers for operator in layer), *after]
+        self.operators = tuple(dict.fromkeys(everything))
+        position = {operator: index for index, operator in enumerate(self.operators)}
+        self.before = [position[operator] for operator in before]
+        self.layers = [[position[operator] for operator in layer] for layer in layers]
+        self.after = [position[operator] for operator in after]
+        self.experts = _expert_shape(model, self.moe_tp, ep, slots) if model.moe_layers else None
+        self._static = _static_columns(self)
+        self._coefficients = _coefficient_matrix(self)
+        self._weight_bytes = np.array([operator.weight_bytes for operator in self.operators])
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step's table."""
+        return len(self._static["operator"])
+
+    def row(self, operator: int, dp_rank: int) -> int:
+        """Row of the operator at position `operator` on a data-parallel rank."""
+        return dp_rank * len(self.operators) + operator
+
+    def expert_row(self, moe_layer: int, ep_rank: int) -> int:
+        """Row of the routed experts of the MoE layer number `moe_layer` on an expert-parallel rank."""
+        return self.dp * len(self.operators) + moe_layer * self.ep + ep_rank
+
+    def lower(self, step: Step, slot_tokens: NDArray[np.int64] | None = None) -> OperatorTable:
+        """The operators of `step`; `slot_tokens` as in `lower_features`."""
+        return self.lower_features(self.features(step), slot_tokens)
+
+    def features(self, step: Step) -> NDArray[np.float64]:
+        """float64[dp rank, feature]: the sums over the step's sequences that operators depend on."""
+        return step_features(step, self.dp, self.windows)
+
+    def lower_features(
+        self, features: NDArray[np.float64], slot_tokens: NDArray[np.int64] | None = None
+    ) -> OperatorTable:
+        """The operators of a step.
+
+        Args:
+            features: float64[dp rank, feature], as `features` returns.
+            slot_tokens: int64[moe_layer, ep_rank * slots]: tokens each expert slot got; None for a dense model.
+        """
+        dense = self._dense_columns(features)
+        if self.experts is None or slot_tokens is None:
+            tokens = np.zeros((0, 0), dtype=np.int64)
+            return OperatorTable(**self._static, **dense, expert_tokens=tokens)
+        tokens = slot_tokens.reshape(-1, self.experts.slots)
+        routed = _expert_columns(self.experts, tokens, DTYPES[self.model.dtypes.activations].bytes)
+        columns = {name: np.concatenate([column, routed[name]]) for name, column in dense.items()}
+        return OperatorTable(**self._static, **columns, expert_tokens=tokens)
+
+    def _dense_columns(self, features: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Step-dependent columns of the rows outside the experts: [dp rank, operator] flattened."""
+        count = len(self.operators)
+        values = (features @ self._coefficients).reshape(self.dp, len(_DYNAMIC), count).transpose(1, 0, 2)
+        m, flops, read, write, decode_flops, decode_read = values.reshape(len(_DYNAMIC), self.dp * count)
+        weights = np.where(values[0] > 0, self._weight_bytes, 0.0).ravel()
+        return {
+            "m": m.astype(np.int64),
+            "flops": flops,
+            "weight_bytes_read": weights,
+            "read_bytes": read,
+            "write_bytes": write,
+            "decode_flops": decode_flops,
+            "decode_read_bytes": decode_read,
+        }
+
+
+def _coefficient_matrix(plan: OperatorPlan) -> NDArray[np.float64]:
+    """float64[feature, dynamic column * operator]."""
+    features = FIRST_WINDOW + 3 * len(plan.windows)
+    matrix = np.zeros((features, len(_DYNAMIC), len(plan.operators)))
+    for index, operator in enumerate(plan.operators):
+        matrix[operator.m, 0, index] = 1.0
+        linears = (operator.flops, operator.read, operator.write, operator.decode_flops, operator.decode_read)
+        for column, linear in enumerate(linears, start=1):
+            _add_linear(matrix[:, column, index], linear)
+    return matrix.reshape(features, -1)
+
+
+def _add_linear(column: NDArray[np.float64], linear: Linear) -> None:
+    for which, coefficient in linear:
+        column[which] += coefficient
+
+
+def _static_columns(plan: OperatorPlan) -> dict[str, NDArray[np.generic] | tuple[str, ...]]:
+    """Columns that no step changes."""
+    names = tuple(dict.fromkeys(operator.name for operator in plan.operators)) + (EXPERTS,)
+    ranks = np.repeat(np.arange(plan.dp), len(plan.operators))
+    first, repeats = _layers_of(plan)
+
+    def column(dtype: type, of: Callable[[Operator], object], expert: object) -> NDArray[np.generic]:
+        dense = np.tile(np.array([of(operator) for operator in plan.operators], dtype=dtype), plan.dp)
+        return np.concatenate([dense, np.full(experts, expert, dtype=dtype)])
+
+    shape = plan.experts
+    experts = len(shape.layers) * plan.ep if shape else 0
+    layers = np.repeat(np.array(shape.layers if shape else (), dtype=np.int32), plan.ep)
+    expert_ranks = np.tile(np.arange(plan.ep), len(shape.layers) if shape else 0)
+    expert_resident = shape.slots * shape.expert_bytes if shape else 0.0
+    expert_dtype = DTYPE_CODES[plan.model.dtypes.experts]
+    shards = np.full(plan.dp * len(plan.operators), plan.tp)
+    return {
+        "operators": names,
+        "operator": column(np.int8, lambda o: names.index(o.name), len(names) - 1),
+        "form": column(np.int8, lambda o: o.form, GROUPED_GEMM),
+        "layer": np.concatenate([np.tile(first, plan.dp), layers]).astype(np.int32),
+        "repeats": np.concatenate([np.tile(repeats, plan.dp), np.ones(experts)]).astype(np.int32),
+        "shards": np.concatenate([shards, np.full(experts, plan.moe_tp)]).astype(np.int32),
+        "rank": np.concatenate([ranks, expert_ranks]).astype(np.int32),
+        "replicated": column(np.bool_, lambda o: o.replicated, expert=False),
+        "weight_dtype": column(np.int8, lambda o: DTYPE_CODES[o.dtype], expert_dtype),
+        "n": column(np.int64, lambda o: o.n, shape.inner if shape else 0),
+        "k": column(np.int64, lambda o: o.k, plan.model.hidden),
+        "groups": column(np.int64, lambda o: o.groups, 1),
+        "up_matrices": column(np.int8, lambda _: 0, shape.block.up_matrices if shape else 0),
+        "weight_bytes_resident": column(np.float64, lambda o: o.resident_bytes, expert_resident),
+        "grouped_rows": np.arange(experts) + plan.dp * len(plan.operators),
+    }
+
+
+def _layers_of(plan: OperatorPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each distinct operator: the first layer that runs it (-1 outside layers), and how often a step does."""
+    first = np.full(len(plan.operators), -1)
+    repeats = np.zeros(len(plan.operators), dtype=np.int64)
+    for layer, positions in enumerate(plan.layers):
+        for position in positions:
+            first[position] = layer if repeats[position] == 0 else first[position]
+            repeats[position] += 1
+    for position in (*plan.before, *plan.after):
+        repeats[position] += 1
+    return first, repeats
+
+
+def _expert_shape(model: Model, moe_tp: int, ep: int, slots: int | None) -> ExpertShape:
+    layers, blocks = zip(*model.moe_layers, strict=True)
+    block: MoE = blocks[0]
+    matrices = [matrix for matrix in block.matrices(model.hidden, model.dtypes) if matrix.operator == EXPERTS]
+    expert_bytes = sum(matrix.nbytes for matrix in matrices) / block.experts / moe_tp
+    inner = block.intermediate // moe_tp
+    return ExpertShape(layers, block, slots or block.experts // ep, model.hidden, inner, expert_bytes)
+
+
+def _expert_columns(
+    shape: ExpertShape, tokens: NDArray[np.int64], activation_bytes: float
+) -> dict[str, NDArray[np.float64]]:
+    """Step-dependent columns of the experts' rows.
+
+    Bytes per token: its input, the up-projections' outputs written and read again by the activation function, that
+    function's output written and read again by the down-projection, and the result.
+    """
+    up, inner, hidden = shape.block.up_matrices, shape.inner, shape.hidden
+    total = tokens.sum(axis=1)
+    touched = np.count_nonzero(tokens, axis=1)
+    none = np.zeros(len(total))
+    return {
+        "m": total,
+        "flops": total * (2.0 * hidden * inner * (up + 1)),
+        "weight_bytes_read": touched * shape.expert_bytes,
+        "read_bytes": total * ((hidden + (up + 1) * inner) * activation_bytes),
+        "write_bytes": total * ((hidden + (up + 1) * inner) * activation_bytes),
+        "decode_flops": none,
+        "decode_read_bytes": none,
+    }
+
+
+def resident_bytes(table: OperatorTable, rows: Sequence[int]) -> float:
+    """Weight bytes that the given rows hold on one device, repeated layers counted."""
+    index = np.asarray(rows)
+    return float((table.weight_bytes_resident[index] * table.repeats[index]).sum())

@@ -1,0 +1,221 @@
+"""Requests: when they arrive, how long their prompts are, and how many tokens they get back."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from moesim.configs.loader import Config, Document, Reference, validate
+from moesim.errors import ConfigError, DataError, InputError
+from moesim.units import PerSecond
+from moesim.workloads.lengths import Length, draw_lengths
+from moesim.workloads.references import find_or_wrap, folder_of
+from moesim.workloads.request_files import SUFFIXES, check_columns, read_requests
+from moesim.workloads.routing_trace import DECODE, RoutingTrace
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """Requests in order of arrival, column by column.
+
+    Args:
+        arrival_s: float64[request] seconds from the start of the run; all 0 in a closed loop.
+        prompt_tokens: int64[request] >= 1.
+        output_tokens: int64[request] >= 1, the first one from prefill included.
+        source: where they come from.
+        dropped: draws of a length distribution that were no request because a length was zero.
+        concurrency: requests in flight in a closed loop; None is an open loop that follows `arrival_s`.
+
+    Raises:
+        DataError: no requests, or the first one that breaks a rule.
+    """
+
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    source: str
+    dropped: int = 0
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.arrival_s), len(self.prompt_tokens), len(self.output_tokens)}
+        if len(lengths) > 1:
+            raise DataError(self.source, "columns must be equally long", sorted(lengths))
+        if lengths == {0}:
+            rule = f"must have at least one request, all {self.dropped} draws had a zero length"
+            raise DataError(self.source, rule if self.dropped else "must have at least one request")
+        check_columns(self.arrival_s, self.prompt_tokens, self.output_tokens, self._place)
+
+    def _place(self, row: int, column: int) -> str:
+        return f"{self.source}: request {row}: {_COLUMNS[column]}"
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def head(self, n: int) -> Self:
+        """The first `n` requests, or all if there are fewer.
+
+        Raises:
+            InputError: n is less than 1.
+        """
+        columns = {name: getattr(self, name)[: _at_least_one(n)] for name in _COLUMNS}
+        return replace(self, **columns)
+
+
+class _RequestsConfig(Config):
+    """What all kinds have in common."""
+
+    concurrency: PositiveInt | None = Field(
+        None, description="closed loop: requests in flight, each completion admits the next; none: open loop"
+    )
+    source: str = Field("", description="where the numbers come from")
+
+
+class FileRequests(_RequestsConfig):
+    """Requests of a file: our own columns, Azure or Mooncake traces, recorded vLLM runs."""
+
+    kind: Literal["file"]
+    path: str = Field(description=".csv, .tsv or .jsonl, also with .gz; relative to the file that names it")
+    num_requests: PositiveInt | None = Field(None, description="the first so many, at most; none: all")
+
+
+class SyntheticRequests(_RequestsConfig):
+    """Requests with lengths drawn from distributions and Poisson arrivals."""
+
+    kind: Literal["synthetic"]
+    num_requests: PositiveInt = Field(description="draws; those with a zero length are dropped and counted")
+    rate_per_s: PerSecond | None = Field(
+        None, description="mean arrival rate in requests/s; none: all arrive at time 0"
+    )
+    prompt_tokens: Length = Field(description="prompt length in tokens")
+    output_tokens: Length = Field(description="output length in tokens")
+
+
+class TraceRequests(_RequestsConfig):
+    """The requests of the routing trace that the scenario replays."""
+
+    kind: Literal["trace"]
+    num_requests: PositiveInt | None = Field(None, description="the first so many, at most; none: all")
+    rate_per_s: PerSecond | None = Field(
+        None, description="mean rate of Poisson arrivals in requests/s; none: all arrive at time 0"
+    )
+
+
+def _shorthand(value: Any) -> Any:
+    """The path of a request file, and `trace`, as mappings."""
+    if isinstance(value, str) and value.endswith(SUFFIXES):
+        return {"kind": "file", "path": value}
+    return {"kind": "trace"} if value == "trace" else value
+
+
+RequestsConfig = Annotated[
+    FileRequests | SyntheticRequests | TraceRequests, Field(discriminator="kind"), BeforeValidator(_shorthand)
+]
+
+
+def load_requests(
+    reference: Reference,
+    rng: np.random.Generator,
+    *,
+    base: str | Path | None = None,
+    num_requests: int | None = None,
+    trace: RoutingTrace | None = None,
+) -> Requests:
+    """Requests by reference.
+
+    Args:
+        reference: name of a shipped configuration; path of a YAML file; path of a request file (`.csv`, `.jsonl`, ...);
+            `trace`; or a mapping with `kind` file, synthetic or trace.
+        rng: draws lengths and arrivals.
+        base: folder that relative paths start from, as in `moesim.configs.loader.find`.
+        num_requests: in place of the one in the configuration.
+        trace: the routing trace in use, for kind trace.
+
+    Raises:
+        ConfigError: unknown name, a configuration that breaks a rule, or kind trace without a trace.
+        DataError: a file that is missing, cut off or broken, or no requests at all.
+    """
+    document = find_or_wrap("requests", reference, base, _shorthand)
+    config: RequestsConfig = validate(RequestsConfig, document)  # type: ignore[arg-type]  # pydantic takes unions
+    if num_requests is not None:
+        config = config.model_copy(update={"num_requests": _at_least_one(num_requests)})
+    requests = _requests(config, document, rng, base, trace)
+    if config.concurrency is None:
+        return requests
+    return replace(requests, arrival_s=np.zeros(len(requests)), concurrency=config.concurrency)
+
+
+def requests_from_trace(
+    trace: RoutingTrace, rng: np.random.Generator | None = None, rate_per_s: float | None = None
+) -> Requests:
+    """The requests whose routing `trace` recorded, one by one in its order.
+
+    The first output token comes from prefill and every decode step gives one more, so a request has as many outputs as
+    decode steps and one.
+
+    Args:
+        trace: the recording.
+        rng: draws the arrivals; needed with a rate.
+        rate_per_s: mean rate of Poisson arrivals; None lets all arrive at time 0.
+
+    Raises:
+        DataError: a request without a prompt.
+    """
+    decoded = np.bincount(trace.request[trace.phase == DECODE], minlength=len(trace.names))
+    arrival_s = _arrivals(rng, len(trace.names), rate_per_s)
+    return Requests(arrival_s, trace.first_decode_position, decoded.astype(np.int64) + 1, trace.source)
+
+
+def _at_least_one(num_requests: int) -> int:
+    if num_requests < 1:
+        raise InputError("num_requests", "must be >= 1", num_requests)
+    return num_requests
+
+
+def _requests(
+    config: RequestsConfig,
+    document: Document,
+    rng: np.random.Generator,
+    base: str | Path | None,
+    trace: RoutingTrace | None,
+) -> Requests:
+    """Requests of `config`, as an open loop."""
+    if isinstance(config, SyntheticRequests):
+        return _synthetic(config, document, rng, base)
+    if isinstance(config, FileRequests):
+        path = folder_of(document, "path", base) / Path(config.path).expanduser()
+        requests = Requests(*read_requests(path), source=str(path))
+    elif trace is None:
+        raise ConfigError(document.place(), "requests of kind trace need routing that is a trace")
+    else:
+        requests = requests_from_trace(trace, rng, config.rate_per_s)
+    return requests if config.num_requests is None else requests.head(config.num_requests)
+
+
+def _synthetic(
+    config: SyntheticRequests, document: Document, rng: np.random.Generator, base: str | Path | None
+) -> Requests:
+    size = config.num_requests
+    arrival_s = _arrivals(rng, size, config.rate_per_s)
+    folder = folder_of(document, "prompt_tokens", base)
+    prompt, output = draw_lengths(config.prompt_tokens, config.output_tokens, rng, size, folder)
+    kept = (prompt > 0) & (output > 0)
+    source = config.source or document.file
+    return Requests(arrival_s[kept], prompt[kept], output[kept], source, dropped=size - int(kept.sum()))
+
+
+def _arrivals(rng: np.random.Generator | None, size: int, rate_per_s: float | None) -> Floats:
+    """Poisson arrivals, or all at time 0 without a rate."""
+    if rate_per_s is None:
+        return np.zeros(size)
+    if rng is None:
+        raise InputError("rate_per_s", "random arrivals need a random generator", rate_per_s)
+    return np.cumsum(rng.exponential(1.0 / rate_per_s, size))

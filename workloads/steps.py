@@ -1,0 +1,131 @@
+"""A step: one forward pass of one replica, and the few sums over its sequences that operators depend on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+TOKENS, SAMPLES, DECODE_TOKENS, REBUILT_TOKENS = range(4)
+"""Features of every model: new tokens, sequences that end the step with a new output token, tokens of decode
+sequences, and prefill tokens with their cached context (whose keys and values latent attention rebuilds)."""
+FIRST_WINDOW = 4
+DECODE_PAIRS, PREFILL_PAIRS, PREFILL_KEYS = range(3)
+"""Features of each distinct attention window, from `FIRST_WINDOW` on, three per window: query-key pairs of decode
+sequences (as many as keys read), query-key pairs of prefill chunks, keys that prefill chunks read."""
+
+PHASES = ("prefill", "decode", "recompute")
+"""Why a token runs: it belongs to the prompt, it was generated, or its cache was evicted by a preemption."""
+PREFILL, DECODE, RECOMPUTE = range(3)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Sequences that run together, column by column.
+
+    A sequence that adds one token to a non-empty context decodes; any other is a chunk of prefill.
+    """
+
+    request: NDArray[np.int64]  # [sequence] index of its request
+    rank: NDArray[np.int64]  # [sequence] data-parallel rank
+    new_tokens: NDArray[np.int64]  # [sequence] >= 1
+    context: NDArray[np.int64]  # [sequence] tokens cached before the step
+    samples: NDArray[np.bool_]  # [sequence] the step ends with a new output token
+    prompt_tokens: NDArray[np.int64]  # [sequence] from this position on, tokens are outputs fed back
+    seen_tokens: NDArray[np.int64]  # [sequence] tokens below this position ran before and were evicted since
+
+    def __len__(self) -> int:
+        return len(self.request)
+
+    @property
+    def decodes(self) -> NDArray[np.bool_]:
+        """Which sequences decode."""
+        decodes: NDArray[np.bool_] = (self.new_tokens == 1) & (self.context > 0)
+        return decodes
+
+    def tokens(self) -> "StepTokens":
+        """The step's new tokens one by one, sequence after sequence."""
+        sequence = np.repeat(np.arange(len(self)), self.new_tokens)
+        begin = np.cumsum(self.new_tokens) - self.new_tokens
+        position = np.arange(len(sequence)) - begin[sequence] + self.context[sequence]
+        phase = np.where(position >= self.prompt_tokens[sequence], DECODE, PREFILL)
+        phase[position < self.seen_tokens[sequence]] = RECOMPUTE
+        return StepTokens(self.request[sequence], position, self.rank[sequence], phase)
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """New tokens of a step, column by column."""
+
+    request: NDArray[np.int64]  # [token] index of its request
+    position: NDArray[np.int64]  # [token] from 0, the first prompt token
+    rank: NDArray[np.int64]  # [token] data-parallel rank
+    phase: NDArray[np.int64]  # [token] index into PHASES
+
+
+def feature(window: int, which: int) -> int:
+    """Position of feature `which` of the attention window number `window`."""
+    return FIRST_WINDOW + 3 * window + which
+
+
+def step_features(step: Step, ranks: int, windows: Sequence[int | None]) -> Floats:
+    """The sums over sequences from which every operator outside the experts follows linearly.
+
+    A rank without sequences runs a dummy step of one decoded token, as engines with data-parallel attention do to
+    keep collectives in step.
+
+    Args:
+        step: the sequences, at least one.
+        ranks: data-parallel ranks.
+        windows: the distinct attention windows of the model in tokens; None is full attention.
+
+    Returns:
+        float64[rank, feature], exact integers.
+    """
+    decodes = step.decodes
+    columns = [
+        step.new_tokens,
+        step.samples,
+        decodes,
+        np.where(decodes, 0, step.new_tokens + step.context),
+    ]
+    for window in windows:
+        columns += _window_columns(step, decodes, window)
+    sums = np.stack([np.bincount(step.rank, column, minlength=ranks) for column in columns], axis=1)
+    idle = sums[:, TOKENS] == 0
+    if idle.any():
+        sums[idle] = _dummy_features(len(windows))
+    return sums
+
+
+def _dummy_features(windows: int) -> Floats:
+    """One decoded token that sees only itself."""
+    return np.array([1.0, 1.0, 1.0, 0.0] + [1.0, 0.0, 0.0] * windows)
+
+
+def _window_columns(step: Step, decodes: NDArray[np.bool_], window: int | None) -> list[NDArray[np.int64]]:
+    """Per sequence: pairs if it decodes, pairs and keys read if it prefills."""
+    pairs, keys = attention_pairs(step.new_tokens, step.context, window)
+    return [np.where(decodes, pairs, 0), np.where(decodes, 0, pairs), np.where(decodes, 0, keys)]
+
+
+def attention_pairs(
+    new_tokens: NDArray[np.int64], context: NDArray[np.int64], window: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Query-key pairs and distinct keys of n new tokens on c cached ones, causal.
+
+    Without a window the i-th new token sees c + i keys, together n c + n (n + 1) / 2. A window w caps each at w, and
+    the keys that any of the n queries sees number min(c + n, n + w - 1).
+
+    Returns:
+        (pairs, keys): int64[sequence] each.
+    """
+    n, c = new_tokens, context
+    pairs = n * c + n * (n + 1) // 2
+    if window is None:
+        return pairs, n + c
+    capped = np.minimum(n, np.maximum(0, n + c - window))  # the last `capped` queries see `window` keys, not more
+    excess = capped * (n + c - window) - capped * (capped - 1) // 2
+    return pairs - excess, np.minimum(n + c, n + window - 1)
