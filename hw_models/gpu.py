@@ -1,5 +1,6 @@
 """GPUs: a roofline with tiles, waves and launches, fitted to measured kernels."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -28,7 +29,6 @@ COMPUTE_FORMATS: dict[str, tuple[Format, ...]] = {
 weights are turned into bf16 on the way (as Marlin kernels do)."""
 
 _OPERAND_BYTES: dict[Format, float] = {"tf32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
-_LARGEST_TILE = (128, 256)
 _QUANTITIES = {
     "gemm": ("m", "n", "k"),
     "grouped_gemm": ("m", "n", "k"),
@@ -129,40 +129,21 @@ class GPU:
     """
 
     def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
-        from moesim.hw_models import gpu_kernel  # noqa: PLC0415 - numba is slow to import
+        from moesim.hw_models import gpu_kernel
 
         self.config = config
         self.name = name
         self._price_rows = gpu_kernel.price_rows
+        self._columns = gpu_kernel.Columns
+        self._columns_of = operator.attrgetter(*gpu_kernel.Columns._fields)
         self._parameters = _parameter_vector(config, gpu_kernel)
         self._formats = np.array([_format_row(config, dtype, gpu_kernel) for dtype in DTYPES])
         self._valid = _valid_ranges(config.fits)
 
     def price(self, operators: OperatorTable) -> Cost:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
-        o = operators
-        return Cost(
-            *self._price_rows(
-                o.form,
-                o.weight_dtype,
-                o.m,
-                o.n,
-                o.k,
-                o.groups,
-                o.up_matrices,
-                o.flops,
-                o.weight_bytes_read,
-                o.read_bytes,
-                o.write_bytes,
-                o.decode_flops,
-                o.decode_read_bytes,
-                o.grouped_rows,
-                o.expert_tokens,
-                self._parameters,
-                self._formats,
-                self._valid,
-            )
-        )
+        columns = self._columns(*self._columns_of(operators))
+        return Cost(*self._price_rows(columns, self._parameters, self._formats, self._valid))
 
 
 def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
@@ -200,31 +181,19 @@ def _format_row(config: GpuConfig, dtype: str, kernel: Any) -> list[float]:
     fmt, grouped = config.formats[used], config.grouped_gemm
     native = used == COMPUTE_FORMATS[dtype][0]
     weight_bytes = DTYPES[dtype].bytes if not native or used == "tf32" else _OPERAND_BYTES[used]
-    operands = (_OPERAND_BYTES[used], weight_bytes)
     fallback = grouped.sustained.get(used, fmt.sustained)
     grouped_sustained = fallback if native else grouped.dequantise_sustained
-    l2 = config.l2_bandwidth.value
     quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
     values = {
-        kernel.S_PER_FLOP: _multiply_s_per_flop(fmt.peak.value, fmt.sustained.value, operands, l2),
-        kernel.GROUPED_S_PER_FLOP: _multiply_s_per_flop(fmt.peak.value, grouped_sustained.value, operands, l2),
-        kernel.ACTIVATION_BYTES: operands[0],
-        kernel.WEIGHT_BYTES: operands[1],
+        kernel.S_PER_FLOP: 1 / (fmt.peak.value * fmt.sustained.value),
+        kernel.GROUPED_S_PER_FLOP: 1 / (fmt.peak.value * grouped_sustained.value),
+        kernel.ACTIVATION_BYTES: _OPERAND_BYTES[used],
+        kernel.WEIGHT_BYTES: weight_bytes,
         kernel.J_PER_FLOP: fmt.energy.value,
         kernel.QUANTISE_LATENCY_S: fmt.quantise_latency.value if fmt.quantise_latency else 0.0,
         kernel.S_PER_QUANTISED_ELEMENT: quantised / fmt.quantise_bandwidth.value if fmt.quantise_bandwidth else 0.0,
     }
     return [values[column] for column in range(kernel.FORMAT_COLUMNS)]
-
-
-def _multiply_s_per_flop(peak: float, sustained: float, operands: tuple[float, float], l2: float) -> float:
-    """Time per FLOP of multiplying alone, so that with loading the largest tile runs at the sustained rate.
-
-    At least half the time at peak is left to multiplying, however slow the L2.
-    """
-    tile_m, tile_n = _LARGEST_TILE
-    loading = (tile_m * operands[0] + tile_n * operands[1]) / (2.0 * tile_m * tile_n * l2)
-    return max(1 / (peak * sustained) - loading, 0.5 / peak)
 
 
 def _valid_ranges(fits: Mapping[str, GpuFit]) -> NDArray[np.float64]:

@@ -3,13 +3,16 @@
 Every jitted function calls jitted functions of this module only, so that numba's cache never goes stale.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
-# Forms and bounds as numba constants; test_gpu_kernel checks them against operator_table.FORMS and processor.BOUNDS.
+# Forms and bounds as constants of this module; a test holds them against operator_table.FORMS and processor.BOUNDS.
 GEMM, GROUPED_GEMM, ATTENTION, ELEMENTWISE = range(4)
 COMPUTE, MEMORY, LATENCY = range(3)
 
@@ -51,94 +54,101 @@ COMPUTE, MEMORY, LATENCY = range(3)
 ) = range(8)
 
 # Output tiles that kernels choose from: the shapes of cuBLAS and CUTLASS on tensor cores, from 16 rows (operands
-# swapped, for few tokens) to 256. Rows come as powers of two, so that tokens turn into tiles by shifts.
+# swapped, for few tokens) to 256. Rows are powers of two, so that tokens turn into tiles by shifts.
 _TILE_M_BITS = (4, 5, 6, 6, 6, 7, 7, 7, 8, 8)
 _TILE_N = (64, 64, 64, 128, 256, 64, 128, 256, 64, 128)
 _TILES = len(_TILE_N)
-_MIN_BITS, _MAX_BITS = 4, 8
+_MIN_BITS, _MAX_BITS = min(_TILE_M_BITS), max(_TILE_M_BITS)
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-_MIN_K = 64.0  # elements of k that a main loop handles at a time
 _SPLIT_WAVES = 4  # work in more waves than this is never split along k
+_MIN_K = 64.0  # elements of k that a main loop takes at a time
+_PARTIAL_BYTES = 8.0  # a partial sum in fp32, written and read
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+class Columns(NamedTuple):
+    """The columns of an operator table that decide prices; see `OperatorTable`."""
+
+    form: NDArray[np.int8]
+    weight_dtype: NDArray[np.int8]
+    m: Ints
+    n: Ints
+    k: Ints
+    groups: Ints
+    up_matrices: NDArray[np.int8]
+    flops: Floats
+    weight_bytes_read: Floats
+    read_bytes: Floats
+    write_bytes: Floats
+    decode_flops: Floats
+    decode_read_bytes: Floats
+    grouped_rows: Ints
+    expert_tokens: Ints
+
+
+@njit(cache=True)
 def price_rows(
-    form: NDArray[np.int8],
-    weight_dtype: NDArray[np.int8],
-    m: NDArray[np.int64],
-    n: NDArray[np.int64],
-    k: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    up_matrices: NDArray[np.int8],
-    flops: Floats,
-    weight_bytes: Floats,
-    read_bytes: Floats,
-    write_bytes: Floats,
-    decode_flops: Floats,
-    decode_read_bytes: Floats,
-    grouped_rows: NDArray[np.int64],
-    expert_tokens: NDArray[np.int64],
-    parameters: Floats,
-    formats: Floats,
-    valid: Floats,
+    columns: Columns, parameters: Floats, formats: Floats, valid: Floats
 ) -> tuple[Floats, Floats, NDArray[np.int8], NDArray[np.bool_]]:
     """Time, energy, bound and extrapolation of every row.
 
     Args:
-        form: and the other columns of an operator table.
+        columns: what to price.
         parameters: float64[PARAMETERS].
         formats: float64[weight dtype, FORMAT_COLUMNS].
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
-            products; m, flops, bytes of attention; m, flops, bytes of elementwise rows.
+            products; m, flops, bytes of attention and elementwise rows.
     """
-    rows = form.size
+    rows = columns.m.size
     time_s = np.zeros(rows)
     energy_j = np.zeros(rows)
     bound = np.full(rows, LATENCY, np.int8)
     extrapolated = np.zeros(rows, np.bool_)
-    grouped = 0
+    grouped = -1
     for row in range(rows):
-        kind, dtype = form[row], weight_dtype[row]
-        experts = grouped
-        if kind == GROUPED_GEMM:
-            while grouped < grouped_rows.size and grouped_rows[grouped] < row:
-                grouped += 1
-            experts = grouped
-        if m[row] <= 0:
+        kind, dtype = columns.form[row], columns.weight_dtype[row]
+        grouped += kind == GROUPED_GEMM  # `expert_tokens` holds one line per grouped row, in order
+        m, n, k, groups = columns.m[row], columns.n[row], columns.k[row], columns.groups[row]
+        if m <= 0:
             continue
-        moved = read_bytes[row] + write_bytes[row]
-        nbytes = weight_bytes[row] + moved
+        fmt, flops, weight_bytes = formats[dtype], columns.flops[row], columns.weight_bytes_read[row]
+        moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
+        nbytes = weight_bytes + moved_bytes
+        j_per_flop = fmt[J_PER_FLOP]
         if kind == GEMM:
-            shape = (float(m[row]), float(n[row]), float(k[row]))
-            price = _gemm(m[row], n[row], k[row], groups[row], nbytes, parameters, formats[dtype])
+            price = _gemm(m, n, k, groups, nbytes, parameters, fmt)
         elif kind == GROUPED_GEMM:
-            shape = (float(m[row]), float(n[row]), float(k[row]))
-            tokens = expert_tokens[experts]
-            price = _experts(tokens, n[row], k[row], up_matrices[row], weight_bytes[row], moved, parameters, formats[dtype])
+            tokens, gates = columns.expert_tokens[grouped], columns.up_matrices[row]
+            price = _experts(tokens, n, k, gates, weight_bytes, moved_bytes, parameters, fmt)
         elif kind == ATTENTION:
-            shape = (float(m[row]), flops[row], nbytes)
-            items = float(m[row]) * max(1.0, np.round(k[row] * groups[row] / (2.0 * max(n[row], 1))))
-            price = _attention(flops[row], decode_flops[row], nbytes, decode_read_bytes[row], items, parameters)
+            decode_flops, decode_bytes = columns.decode_flops[row], columns.decode_read_bytes[row]
+            pairs = m * _kv_heads(n, k, groups)
+            price = _attention(flops - decode_flops, decode_flops, nbytes, decode_bytes, pairs, parameters)
+            j_per_flop = parameters[J_PER_ATTENTION_FLOP]
         else:
-            shape = (float(m[row]), flops[row], nbytes)
             price = _bounded(parameters[KERNEL_LATENCY_S], 0.0, nbytes * parameters[S_PER_DRAM_BYTE])
         time_s[row], bound[row] = price
-        j_per_flop = parameters[J_PER_ATTENTION_FLOP] if kind == ATTENTION else formats[dtype, J_PER_FLOP]
-        energy_j[row] = flops[row] * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE]
-        extrapolated[row] = _outside(shape, valid[kind, dtype])
+        energy_j[row] = flops * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE]
+        if kind in (GEMM, GROUPED_GEMM):
+            extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
+        else:
+            extrapolated[row] = _is_outside(m, flops, nbytes, valid[kind, dtype])
     return time_s, energy_j, bound, extrapolated
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _outside(shape: tuple[float, float, float], valid: Floats) -> bool:
-    return (
-        not (valid[0] <= shape[0] <= valid[1])
-        or not (valid[2] <= shape[1] <= valid[3])
-        or not (valid[4] <= shape[2] <= valid[5])
-    )
+@njit(cache=True)
+def _is_outside(first: float, second: float, third: float, valid: Floats) -> bool:
+    """Whether one of three quantities lies outside its calibrated range."""
+    inside = valid[0] <= first <= valid[1] and valid[2] <= second <= valid[3] and valid[4] <= third <= valid[5]
+    return not inside
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
+def _kv_heads(query_elements: int, kv_elements: int, heads: int) -> float:
+    """KV heads of an attention row; latent attention has one."""
+    return max(1.0, np.round(kv_elements * heads / (2.0 * max(query_elements, 1))))
+
+
+@njit(cache=True)
 def _bounded(latency_s: float, compute_s: float, memory_s: float) -> tuple[float, int]:
     """Latency plus the slower of computing and moving, and which of the three is the largest."""
     body_s = max(compute_s, memory_s)
@@ -147,45 +157,48 @@ def _bounded(latency_s: float, compute_s: float, memory_s: float) -> tuple[float
     return latency_s + body_s, COMPUTE if compute_s >= memory_s else MEMORY
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _k_step_s(bits: int, tile_n: int, rows: int, s_per_flop: float, parameters: Floats, fmt: Floats) -> float:
-    """Seconds per element of k for one tile on one multiprocessor: multiply, and load both operands from L2."""
-    tile_m = 1 << bits
-    loaded = min(tile_m, rows) * fmt[ACTIVATION_BYTES] + tile_n * fmt[WEIGHT_BYTES]
-    return parameters[MULTIPROCESSORS] * (2.0 * tile_m * tile_n * s_per_flop + loaded * parameters[S_PER_L2_BYTE])
+@njit(cache=True)
+def _k_step_s(tile: int, rows: int, s_per_flop: float, parameters: Floats, fmt: Floats) -> float:
+    """Seconds per element of k for one tile on one multiprocessor: multiply, while both operands load from L2."""
+    tile_m, tile_n = 1 << _TILE_M_BITS[tile], _TILE_N[tile]
+    loaded_bytes = min(tile_m, rows) * fmt[ACTIVATION_BYTES] + tile_n * fmt[WEIGHT_BYTES]
+    slower_s = max(2.0 * tile_m * tile_n * s_per_flop, loaded_bytes * parameters[S_PER_L2_BYTE])
+    k_step_s: float = parameters[MULTIPROCESSORS] * slower_s
+    return k_step_s
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _gemm(m: int, n: int, k: int, groups: int, nbytes: float, parameters: Floats, fmt: Floats) -> tuple[float, int]:
     """The best of all tiles and splits of k: whole waves of tiles on the multiprocessors, or DRAM if slower.
 
-    A split of k writes and reads its partial sums in fp32 and costs one more pass.
+    A split of k writes and reads partial sums and costs one more pass. A format that inputs must be turned into costs
+    a kernel before the product.
     """
     multiprocessors = parameters[MULTIPROCESSORS]
     best_s, best_compute_s, best_memory_s = np.inf, 0.0, 0.0
     for tile in range(_TILES):
         bits, tile_n = _TILE_M_BITS[tile], _TILE_N[tile]
         tiles = ((m + (1 << bits) - 1) >> bits) * ((n + tile_n - 1) // tile_n) * groups
-        step_s = _k_step_s(bits, tile_n, m, fmt[S_PER_FLOP], parameters, fmt)
+        k_step_s = _k_step_s(tile, m, fmt[S_PER_FLOP], parameters, fmt)
         for split in _SPLITS:
             if split > 1 and (k <= _MIN_K or tiles * split > _SPLIT_WAVES * multiprocessors):
                 break
             waves = np.ceil(tiles * split / multiprocessors)
-            compute_s = waves * (step_s * max(_MIN_K, k / split) + parameters[TILE_LATENCY_S])
-            partial_bytes = 0.0 if split == 1 else 8.0 * m * n * groups * split
+            compute_s = waves * (k_step_s * max(_MIN_K, k / split) + parameters[TILE_LATENCY_S])
+            partial_bytes = _PARTIAL_BYTES * m * n * groups * split if split > 1 else 0.0
             memory_s = (nbytes + partial_bytes) * parameters[S_PER_DRAM_BYTE]
-            total_s = max(compute_s, memory_s) + (0.0 if split == 1 else parameters[SPLIT_LATENCY_S])
+            total_s = max(compute_s, memory_s) + (parameters[SPLIT_LATENCY_S] if split > 1 else 0.0)
             if total_s < best_s:
                 best_s, best_compute_s, best_memory_s = total_s, compute_s, memory_s
+    latency_s = parameters[KERNEL_LATENCY_S] + fmt[QUANTISE_LATENCY_S]
     quantise_s = m * k * groups * fmt[S_PER_QUANTISED_ELEMENT]
-    latency_s = parameters[KERNEL_LATENCY_S] + best_s - max(best_compute_s, best_memory_s) + fmt[QUANTISE_LATENCY_S]
     _, bound = _bounded(latency_s, best_compute_s, best_memory_s + quantise_s)
-    return latency_s + max(best_compute_s, best_memory_s) + quantise_s, bound
+    return latency_s + quantise_s + best_s, bound
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _experts(
-    tokens: NDArray[np.int64],
+    expert_tokens: Ints,
     n: int,
     k: int,
     up_matrices: int,
@@ -201,57 +214,67 @@ def _experts(
     """
     largest = 0
     row_tiles = np.zeros(_MAX_BITS + 1, np.int64)
-    for count in tokens:
-        largest = max(largest, count)
+    for tokens in expert_tokens:
+        largest = max(largest, tokens)
         for bits in range(_MIN_BITS, _MAX_BITS + 1):
-            row_tiles[bits] += (count + (1 << bits) - 1) >> bits
+            row_tiles[bits] += (tokens + (1 << bits) - 1) >> bits
+    up_compute_s = _grouped_product_s(row_tiles, largest, up_matrices * n, k, parameters, fmt)
+    down_compute_s = _grouped_product_s(row_tiles, largest, k, n, parameters, fmt)
     weights_s = weight_bytes * parameters[GROUPED_S_PER_WEIGHT_BYTE]
-    moved_s = moved_bytes * parameters[GROUPED_S_PER_MOVED_BYTE]
-    up_compute_s = _grouped_product(row_tiles, largest, up_matrices * n, k, parameters, fmt)
-    down_compute_s = _grouped_product(row_tiles, largest, k, n, parameters, fmt)
     up_weights_s = weights_s * up_matrices / (up_matrices + 1.0)
-    down_weights_s = weights_s - up_weights_s
-    products_s = max(up_compute_s, up_weights_s) + max(down_compute_s, down_weights_s)
+    moved_s = moved_bytes * parameters[GROUPED_S_PER_MOVED_BYTE]
+    products_s = max(up_compute_s, up_weights_s) + max(down_compute_s, weights_s - up_weights_s)
     latency_s = parameters[GROUPED_LATENCY_S]
     _, bound = _bounded(latency_s, up_compute_s + down_compute_s, weights_s + moved_s)
     return latency_s + products_s + moved_s, bound
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _grouped_product(
-    row_tiles: NDArray[np.int64], largest: int, n: int, k: int, parameters: Floats, fmt: Floats
-) -> float:
-    """Compute time of [tokens of each expert, k] x [k, n] with the best tile for all experts."""
+@njit(cache=True)
+def _grouped_product_s(row_tiles: Ints, largest: int, n: int, k: int, parameters: Floats, fmt: Floats) -> float:
+    """Compute time of [tokens of each expert, k] x [k, n] with the best tile for all experts.
+
+    Args:
+        row_tiles: int64[log2 of a tile's rows], tiles along the tokens of all experts.
+        largest: tokens of the fullest expert.
+        n: outputs.
+        k: inputs.
+        parameters: float64[PARAMETERS].
+        fmt: float64[FORMAT_COLUMNS].
+    """
     best_s = np.inf
     for tile in range(_TILES):
-        bits, tile_n = _TILE_M_BITS[tile], _TILE_N[tile]
-        waves = np.ceil(row_tiles[bits] * ((n + tile_n - 1) // tile_n) / parameters[MULTIPROCESSORS])
-        step_s = _k_step_s(bits, tile_n, largest, fmt[GROUPED_S_PER_FLOP], parameters, fmt)
-        best_s = min(best_s, waves * (step_s * max(_MIN_K, float(k)) + parameters[GROUPED_TILE_LATENCY_S]))
+        tiles = row_tiles[_TILE_M_BITS[tile]] * ((n + _TILE_N[tile] - 1) // _TILE_N[tile])
+        k_step_s = _k_step_s(tile, largest, fmt[GROUPED_S_PER_FLOP], parameters, fmt)
+        tile_s = k_step_s * max(_MIN_K, float(k)) + parameters[GROUPED_TILE_LATENCY_S]
+        best_s = min(best_s, np.ceil(tiles / parameters[MULTIPROCESSORS]) * tile_s)
     return best_s
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _attention(
-    flops: float, decode_flops: float, nbytes: float, decode_read_bytes: float, items: float, parameters: Floats
+    prefill_flops: float,
+    decode_flops: float,
+    nbytes: float,
+    decode_bytes: float,
+    pairs: float,
+    parameters: Floats,
 ) -> tuple[float, int]:
     """Prefill and decode sequences of one step, in one launch.
 
     Prefill: computing, plus a part that goes with its traffic (the start and the masked half of each tile of queries).
-    Decode: computing or streaming keys and values, and waves of `items`, the (sequence, KV head) pairs that
+    Decode: computing or streaming keys and values, and waves of `pairs` of a sequence and a KV head, which
     multiprocessors take one at a time. In a mixed step both add up, decode slower by a factor, as the kernel is laid
-    out for prefill; `items` are then not known apart from prefill tokens, and are left out.
+    out for prefill; the number of pairs is then not known apart from the prefill tokens, and waves are left out.
     """
-    prefill_flops = flops - decode_flops
     if prefill_flops <= 0.0:
-        waves_s = np.ceil(items / parameters[MULTIPROCESSORS]) * parameters[DECODE_WAVE_S]
+        waves_s = np.ceil(pairs / parameters[MULTIPROCESSORS]) * parameters[DECODE_WAVE_S]
         compute_s, memory_s = decode_flops * parameters[S_PER_DECODE_FLOP], nbytes * parameters[S_PER_DECODE_BYTE]
         return _bounded(parameters[DECODE_LATENCY_S] + waves_s, compute_s, memory_s)
     slowdown = parameters[MIXED_DECODE_SLOWDOWN]
     decode_compute_s = slowdown * decode_flops * parameters[S_PER_DECODE_FLOP]
-    decode_memory_s = slowdown * decode_read_bytes * parameters[S_PER_DECODE_BYTE]
+    decode_memory_s = slowdown * decode_bytes * parameters[S_PER_DECODE_BYTE]
     prefill_compute_s = prefill_flops * parameters[S_PER_PREFILL_FLOP]
-    prefill_memory_s = (nbytes - decode_read_bytes) * parameters[S_PER_PREFILL_BYTE]
+    prefill_memory_s = (nbytes - decode_bytes) * parameters[S_PER_PREFILL_BYTE]
     latency_s = parameters[PREFILL_LATENCY_S]
     _, bound = _bounded(latency_s, prefill_compute_s + decode_compute_s, prefill_memory_s + decode_memory_s)
     return latency_s + prefill_compute_s + prefill_memory_s + max(decode_compute_s, decode_memory_s), bound

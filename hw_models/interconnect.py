@@ -65,7 +65,7 @@ class Interconnect:
     """
 
     def __init__(self, intra_node: LinkConfig, inter_node: LinkConfig) -> None:
-        from moesim.hw_models import collective_kernel  # noqa: PLC0415 - numba is slow to import
+        from moesim.hw_models import collective_kernel
 
         self.intra_node = intra_node
         self.inter_node = inter_node

@@ -24,17 +24,19 @@ _UNITS: tuple[tuple[Any, str], ...] = (
     (units.JoulesPerByte, "J/B"),
     (units.JoulesPerFlop, "J/FLOP"),
 )
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
-_PREFIXES += ((1e-9, "n"), (1e-12, "p"))
+_PREFIXES = tuple(zip((1e15, 1e12, 1e9, 1e6, 1e3, 1.0, 1e-3, 1e-6, 1e-9, 1e-12), "PTGMk munp", strict=True))
 
 
 class Fit(Config):
     """One calibration, which set several parameters together."""
 
     data: str = Field(description="Data set: publisher, kernel, version.")
-    rows: int = Field(gt=0, description="Rows fitted on.")
-    held_out_rows: int = Field(ge=0, description="Rows kept apart, whole shapes at a time, on which `error` is taken.")
-    error: float = Field(gt=0, description="Mean of |predicted / measured - 1| over the held-out rows.")
+    rows: int = Field(gt=0, description="Measurements.")
+    error: float = Field(
+        gt=0,
+        description="Mean of |predicted / measured - 1|, each row predicted by a fit to four fifths of the shapes that"
+        " its own is not among (5-fold cross-validation).",
+    )
     valid: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="Least and greatest value of each quantity among the rows (SI)."
     )
@@ -93,7 +95,7 @@ def parameter_rows(config: BaseModel, fits: Mapping[str, Fit], prefix: str = "")
     rows = []
     for name, parameter in parameters(config, prefix):
         fit = fits.get(parameter.fit or "")
-        error = "" if fit is None else f"{fit.error:.1%} on {fit.held_out_rows} held-out rows of {fit.data}"
+        error = "" if fit is None else f"{fit.error:.1%} on {fit.rows} rows of {fit.data}"
         rows.append(ParameterRow(name, parameter.text, parameter.source, error))
     return rows
 
@@ -106,7 +108,7 @@ def scaled(config: Any, factors: Mapping[str, float], prefix: str = "") -> Any:
     """
     missing = set(factors) - {name for name, _ in parameters(config)}
     if missing:
-        raise KeyError(sorted(missing)[0])
+        raise KeyError(min(missing))
     return _scaled(config, factors, prefix)
 
 
@@ -115,7 +117,7 @@ def quantity_text(value: float, unit: str) -> str:
     if not unit or value == 0:
         return f"{value:.5g} {unit}".rstrip()
     scale, prefix = next((pair for pair in _PREFIXES if abs(value) >= pair[0]), _PREFIXES[-1])
-    return f"{value / scale:.5g} {prefix}{unit}"
+    return f"{value / scale:.5g} {prefix.strip()}{unit}"
 
 
 def _inside(name: str, value: Any) -> Iterator[tuple[str, Parameter[Any]]]:

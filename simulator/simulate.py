@@ -1,7 +1,7 @@
 """The main flow: a scenario in, a result out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,8 +11,10 @@ from moesim.simulator.result import Columns, Result
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 from moesim.simulator.serving import Observer, Progress, ServingLoop, ServingRecord
 from moesim.simulator.step_simulator import StepSimulator
-from moesim.simulator.timeline import TimelineRecorder
 from moesim.workloads.steps import PHASES
+
+if TYPE_CHECKING:
+    from moesim.simulator.timeline import TimelineRecorder
 
 QUICKSTART = "quickstart"
 
@@ -42,11 +44,17 @@ def simulate(
 def run(setup: Setup, *, timeline: bool = False, on_progress: Progress | None = None) -> Result:
     """Simulate what `prepare` loaded."""
     simulator = build_step_simulator(setup)
-    recorder = TimelineRecorder(simulator) if timeline else None
+    recorder = _recorder(simulator) if timeline else None
     record = serve(setup, simulator, on_progress=on_progress, on_step=recorder.note_step if recorder else None)
     tables = _tables(setup, simulator, record)
     trace = recorder.trace(record) if recorder else None
     return Result(_settings(setup), _summary(setup, simulator, record, tables), tables, trace)
+
+
+def _recorder(simulator: StepSimulator) -> "TimelineRecorder":
+    from moesim.simulator.timeline import TimelineRecorder  # protobuf loads slowly
+
+    return TimelineRecorder(simulator)
 
 
 def build_step_simulator(setup: Setup) -> StepSimulator:

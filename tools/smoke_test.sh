@@ -15,7 +15,7 @@ echo "building the wheel"
 
 echo "installing it into a new environment"
 "$python" -m venv "$work/venv"
-"$work/venv/bin/python" -m pip --disable-pip-version-check --quiet install "$work"/dist/*.whl
+"$work/venv/bin/python" -m pip --disable-pip-version-check --quiet --quiet install "$work"/dist/*.whl
 
 echo "using it from another folder"
 mkdir "$work/elsewhere"

@@ -193,14 +193,19 @@ def _read_csv(path: Path, file: TextIO, delimiter: str) -> Table:
         raise DataError(str(path), "must start with a line of column names")
     columns: list[list[str]] = [[] for _ in header]
     lines: list[int] = []
-    for numbered in _chunks(enumerate(reader, start=2)):
-        kept = [(line, row) for line, row in numbered if row]  # without blank lines
-        bad = next(((line, row) for line, row in kept if len(row) != len(header)), None)
-        if bad is not None:
-            raise DataError(f"{path}:{bad[0]}", f"must have {len(header)} fields ({','.join(header)})", bad[1])
-        lines += [line for line, _ in kept]
-        for column, values in zip(columns, zip(*(row for _, row in kept), strict=True), strict=False):
-            column += values
+    last = 1
+    for rows in _chunks(reader):
+        found: Sequence[int] = range(last + 1, last + 1 + len(rows))
+        last += len(rows)
+        if not all(rows):  # blank lines, as a rule at the end
+            found = [line for line, row in zip(found, rows, strict=True) if row]
+            rows = [row for row in rows if row]  # noqa: PLW2901  # the same rows
+        if set(map(len, rows)) - {len(header)}:
+            bad = next(index for index, row in enumerate(rows) if len(row) != len(header))
+            raise DataError(f"{path}:{found[bad]}", f"must have {len(header)} fields ({','.join(header)})", rows[bad])
+        lines += found
+        for column, values in zip(columns, zip(*rows, strict=True), strict=False):
+            column.extend(values)
     return Table(path, dict(zip(header, columns, strict=True)), lines)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike, NDArray
 
 from moesim.errors import DataError
@@ -32,8 +33,6 @@ _ROUNDING = 1e-4
 _NPZ_IDS = re.compile(r"(?P<stem>(?P<model>.+)_decode)_top\d+_ids\.npz$")
 _KNOWN_EXPERTS = {"gpt-oss-20b": 32, "gpt-oss-120b": 128}
 """`num_local_experts` in the models' config.json."""
-_BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for archives that are cut off or are none."""
 
 
 def read_routing_trace(path: str | Path, model: str | None = None, experts: int | None = None) -> RoutingTrace:
@@ -135,11 +134,8 @@ def is_profile(path: str | Path) -> bool:
     path = Path(path)
     if path.suffix != ".npz":
         return False
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return "popularity" in archive.files
-    except _BROKEN as error:
-        raise _unreadable(path, error) from None
+    with _npz(path) as archive:
+        return "popularity" in archive.files
 
 
 def _normalised(shares: NDArray[Any]) -> NDArray[np.float64]:
@@ -150,15 +146,22 @@ def _normalised(shares: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _npz_members(path: Path) -> dict[str, NDArray[Any]]:
+    with _npz(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@contextmanager
+def _npz(path: Path) -> Iterator[NpzFile]:
+    """The archive at `path`; what goes wrong with it inside the block is a `DataError`."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (*_BROKEN, AttributeError) as error:  # AttributeError: a single array, not an archive
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(str(path), "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})")
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves broken files open
+            if not isinstance(archive, NpzFile):
+                raise DataError(str(path), "must be an archive of arrays, not a single array")
+            yield archive
+    except FileNotFoundError:
+        raise DataError(str(path), "no such file") from None
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(str(path), f"cannot be read ({error})") from None
 
 
 def _read_npz_trace(path: Path, model: str | None, experts: int | None) -> RoutingTrace:

@@ -4,7 +4,6 @@ Popularity is the share of a layer's selections that go to each expert. A token 
 expert's inclusion probability is top_k x popularity, and popularity is at most 1 / top_k.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -146,18 +145,18 @@ def _stretched(popularity: Floats, experts: int, layer: int) -> Floats:
 
 def _check_rows(profile: RoutingProfile, name: str, rows: Floats) -> None:
     """Each row must be a distribution of which no share exceeds 1 / top_k."""
-    limit = (1.0 + _SUM_TOLERANCE) / profile.top_k
-    rules: tuple[tuple[str, Callable[[Floats], Floats | NDArray[np.bool_]]], ...] = (
-        ("shares must be finite and >= 0", lambda shares: ~(np.isfinite(shares) & (shares >= 0))),
-        (f"shares must be at most 1 / top_k = {1 / profile.top_k:g}", lambda shares: shares > limit),
-        ("shares must sum to 1", lambda shares: abs(shares.sum(axis=-1, keepdims=True) - 1.0) > _SUM_TOLERANCE),
+    limit = 1.0 / profile.top_k
+    sums = rows.sum(axis=-1)
+    rules = (
+        ("shares must be finite and >= 0", rows, ~(np.isfinite(rows) & (rows >= 0))),
+        (f"shares must be at most 1 / top_k = {limit:g}", rows, rows > limit * (1.0 + _SUM_TOLERANCE)),
+        ("shares must sum to 1", sums, abs(sums - 1.0) > _SUM_TOLERANCE),
     )
-    for rule, broken in rules:
-        bad = np.argwhere(broken(rows))
+    for rule, values, broken in rules:
+        bad = np.argwhere(broken)
         if bad.size:
-            where = tuple(int(index) for index in bad[0])
-            got = rows[where] if not rule.endswith("to 1") else rows[where[:-1]].sum()
-            raise DataError(f"{profile.source}: {name}{list(where)}", rule, float(got))
+            where = [int(index) for index in bad[0]]
+            raise DataError(f"{profile.source}: {name}{where}", rule, float(values[tuple(where)]))
 
 
 def check_dimensions(place: str, found: tuple[int, int, int], wanted: tuple[int, int, int]) -> None:

@@ -107,7 +107,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_file() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("headdim", "did you mean `head_dim`?"), ("x", ""), ("h300", "did you mean `h100` or `h200`?"), ("", "")],
+    [("headdim", "did you mean `head_dim`?"), ("x", ""), ("h300", "did you mean `h200` or `h100`?"), ("", "")],
 )
 def test_suggestions_are_about_as_near_as_the_nearest(name: str, hint: str) -> None:
     known = ["head_dim", "heads"] if name == "headdim" else ["h100", "h200"]

@@ -1,0 +1,44 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.simulator.dispatch import count_by_phase, count_tokens
+from moesim.simulator.placement import Placement
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 8), (2, 8), (4, 8), (4, 12)]))
+def test_loads_and_traffic_equal_a_count_token_by_token(seed, shape):
+    ep, slots = shape
+    rng = np.random.default_rng(seed)
+    layers, experts, k, tokens, devices = 3, 8, 3, 20, 4
+    chosen = np.stack([[rng.permutation(experts)[:k] for _ in range(layers)] for _ in range(tokens)]).astype(np.uint16)
+    extra = rng.integers(0, experts, (layers, slots - experts))
+    table = np.concatenate([np.tile(np.arange(experts), (layers, 1)), extra], axis=1).astype(np.int32)
+    placement = Placement(rng.permuted(table, axis=1), ep)
+    source = rng.integers(0, devices, tokens).astype(np.int32)
+    load = np.zeros((layers, slots), dtype=np.int64)
+    traffic = np.zeros((layers, devices, ep), dtype=np.int64)
+    count_tokens(chosen, source, *placement.replicas(experts), placement.slots_per_rank, load, traffic)
+
+    turn = np.zeros((layers, experts), dtype=int)
+    for layer in range(layers):
+        expected_load, expected_traffic = np.zeros(slots), np.zeros((devices, ep))
+        for token in range(tokens):
+            reached = set()
+            for expert in chosen[token, layer]:
+                homes = np.flatnonzero(placement.slots[layer] == expert)
+                slot = homes[turn[layer, expert] % len(homes)]
+                turn[layer, expert] += 1
+                expected_load[slot] += 1
+                reached.add(slot // placement.slots_per_rank)
+            for rank in reached:
+                expected_traffic[source[token], rank] += 1
+        assert load[layer].tolist() == expected_load.tolist()
+        assert traffic[layer].tolist() == expected_traffic.tolist()
+
+
+def test_phases_are_counted_apart():
+    chosen = np.array([[[0, 1]], [[1, 2]], [[1, 0]]], dtype=np.uint16)
+    totals = np.zeros((3, 1, 3), dtype=np.int64)
+    count_by_phase(chosen, np.array([0, 1, 1]), totals)
+    assert totals[:, 0].tolist() == [[1, 1, 0], [1, 2, 1], [0, 0, 0]]
