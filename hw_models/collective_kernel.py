@@ -1,5 +1,7 @@
 """The compiled price of collectives. Import it lazily: it pulls in numba."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -23,54 +25,65 @@ LATENCY, NETWORK = 2, 3
 ) = range(8)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+class Columns(NamedTuple):
+    """The columns of a collective table; see `CollectiveTable`."""
+
+    kind: NDArray[np.int8]
+    ranks: NDArray[np.int32]
+    nodes: NDArray[np.int32]
+    payload_bytes: Floats
+    sent_bytes: Floats
+    received_bytes: Floats
+    sent_internode_bytes: Floats
+    received_internode_bytes: Floats
+
+
+@njit(cache=True)
 def price_rows(
-    kind: NDArray[np.int8],
-    ranks: NDArray[np.int32],
-    nodes: NDArray[np.int32],
-    payload_bytes: Floats,
-    sent_bytes: Floats,
-    received_bytes: Floats,
-    sent_internode_bytes: Floats,
-    received_internode_bytes: Floats,
+    columns: Columns,
     links: Floats,
     valid: Floats,
-) -> tuple[Floats, Floats, NDArray[np.int8], NDArray[np.bool_]]:
-    """Time, energy, bound and extrapolation of every row.
+    time_s: Floats,
+    energy_j: Floats,
+    bound: NDArray[np.int8],
+    extrapolated: NDArray[np.bool_],
+) -> None:
+    """Write time, energy, bound and extrapolation of every row into the last four, which come as zeros.
 
     Args:
-        kind: and the other columns of a collective table.
+        columns: what to price.
         links: float64[2, LINK_COLUMNS].
-        valid: float64[4]: least and greatest number of ranks, least and greatest payload in bytes, among the
-            measurements.
+        valid: float64[4], least and greatest number of ranks, least and greatest bytes, among the measurements.
+        time_s: float64[row].
+        energy_j: float64[row].
+        bound: int8[row].
+        extrapolated: bool[row].
     """
-    rows = kind.size
-    time_s = np.zeros(rows)
-    energy_j = np.zeros(rows)
-    bound = np.full(rows, LATENCY, np.int8)
-    extrapolated = np.zeros(rows, np.bool_)
-    for row in range(rows):
-        inner, outer = 0.0, 0.0
-        if kind[row] == ALL_TO_ALL:
-            inner = max(sent_bytes[row], received_bytes[row])
-            outer = max(sent_internode_bytes[row], received_internode_bytes[row])
-            sent = (sent_bytes[row], sent_internode_bytes[row])
-        elif ranks[row] > 1:
-            sent = _ring_bytes(kind[row], ranks[row], nodes[row], payload_bytes[row])
-            inner, outer = sent
-        if inner + outer <= 0.0:
+    for row in range(columns.kind.size):
+        kind, ranks, nodes = columns.kind[row], columns.ranks[row], columns.nodes[row]
+        bound[row] = LATENCY
+        if kind == ALL_TO_ALL:
+            sent = (columns.sent_bytes[row], columns.sent_internode_bytes[row])
+            inner_bytes = max(sent[0], columns.received_bytes[row])
+            outer_bytes = max(sent[1], columns.received_internode_bytes[row])
+            size_bytes = inner_bytes + outer_bytes
+        else:
+            sent = _ring_bytes(kind, ranks, nodes, columns.payload_bytes[row])
+            inner_bytes, outer_bytes = sent
+            size_bytes = columns.payload_bytes[row]
+        if inner_bytes + outer_bytes <= 0.0:
             continue
-        latency_s, transfer_s = _times(kind[row], ranks[row], nodes[row], inner, outer, links)
+        latency_s = _latency_s(kind, ranks, nodes, inner_bytes, outer_bytes, links)
+        transfer_s = max(_transfer_s(inner_bytes, links[0]), _transfer_s(outer_bytes, links[1]))
         time_s[row] = latency_s + transfer_s
         energy_j[row] = sent[0] * links[0, J_PER_BYTE] + sent[1] * links[1, J_PER_BYTE]
-        bound[row] = NETWORK if transfer_s > latency_s else LATENCY
-        size = inner + outer if kind[row] == ALL_TO_ALL else payload_bytes[row]
-        measured = valid[0] <= ranks[row] <= valid[1] and valid[2] <= size <= valid[3]
-        extrapolated[row] = nodes[row] > 1 or not measured
-    return time_s, energy_j, bound, extrapolated
+        if transfer_s > latency_s:
+            bound[row] = NETWORK
+        measured = valid[0] <= ranks <= valid[1] and valid[2] <= size_bytes <= valid[3]
+        extrapolated[row] = nodes > 1 or not measured
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _ring_bytes(kind: int, ranks: int, nodes: int, payload_bytes: float) -> tuple[float, float]:
     """Bytes that one member sends on the link inside its node and on its link to other nodes.
 
@@ -85,22 +98,20 @@ def _ring_bytes(kind: int, ranks: int, nodes: int, payload_bytes: float) -> tupl
     return inner, outer
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _times(kind: int, ranks: int, nodes: int, inner: float, outer: float, links: Floats) -> tuple[float, float]:
-    """Latency and transfer time. Both links work at once, so the slower one counts."""
+@njit(cache=True)
+def _latency_s(kind: int, ranks: int, nodes: int, inner_bytes: float, outer_bytes: float, links: Floats) -> float:
+    """Start-up: of each ring hop for the ring collectives, of the slower link in use for an all-to-all."""
     if kind == ALL_TO_ALL:
-        latency_s = max(
-            links[0, EXCHANGE_LAUNCH_S] if inner > 0.0 else 0.0, links[1, EXCHANGE_LAUNCH_S] if outer > 0.0 else 0.0
-        )
-    else:
-        passes = 2.0 if kind == ALL_REDUCE else 1.0
-        local = max(1.0, ranks / nodes)
-        hops_s = (local - 1.0) * links[0, HOP_S] + (nodes - 1.0) * links[1, HOP_S]
-        latency_s = links[0, LAUNCH_S] + passes * hops_s
-    return latency_s, max(_transfer_s(inner, links[0]), _transfer_s(outer, links[1]))
+        inner_s = links[0, EXCHANGE_LAUNCH_S] if inner_bytes > 0.0 else 0.0
+        return max(inner_s, links[1, EXCHANGE_LAUNCH_S] if outer_bytes > 0.0 else 0.0)
+    passes = 2.0 if kind == ALL_REDUCE else 1.0
+    inner_hops = max(1.0, ranks / nodes) - 1.0
+    latency_s: float = links[0, LAUNCH_S] + passes * (inner_hops * links[0, HOP_S] + (nodes - 1.0) * links[1, HOP_S])
+    return latency_s
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _transfer_s(nbytes: float, link: Floats) -> float:
     """The better of two protocols: one with a low start-up and flags beside the data, one at full bandwidth."""
-    return min(nbytes * link[QUICK_S_PER_BYTE], link[BULK_S] + nbytes * link[S_PER_BYTE])
+    transfer_s: float = min(nbytes * link[QUICK_S_PER_BYTE], link[BULK_S] + nbytes * link[S_PER_BYTE])
+    return transfer_s

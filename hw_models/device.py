@@ -75,6 +75,7 @@ def build_device(config: DeviceConfig, name: str) -> Device:
 
 def describe(device: Device) -> list[ParameterRow]:
     """Every parameter of `device`: name, value with unit, source, and error where it was fitted."""
-    config = device.config
-    fits = {name: fit for processor in config.processors.values() for name, fit in processor.fits.items()}
-    return parameter_rows(config, fits)
+    rows = parameter_rows(device.config, {}, exclude="processors")
+    for name, processor in device.config.processors.items():
+        rows += parameter_rows(processor, processor.fits, f"{name}.")
+    return rows

@@ -143,7 +143,18 @@ class GPU:
     def price(self, operators: OperatorTable) -> Cost:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
         columns = self._columns(*self._columns_of(operators))
-        return Cost(*self._price_rows(columns, self._parameters, self._formats, self._valid))
+        cost = Cost.zeros(len(operators))
+        self._price_rows(
+            columns,
+            self._parameters,
+            self._formats,
+            self._valid,
+            cost.time_s,
+            cost.energy_j,
+            cost.bound,
+            cost.extrapolated,
+        )
+        return cost
 
 
 def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:

@@ -87,9 +87,16 @@ class Columns(NamedTuple):
 
 @njit(cache=True)
 def price_rows(
-    columns: Columns, parameters: Floats, formats: Floats, valid: Floats
-) -> tuple[Floats, Floats, NDArray[np.int8], NDArray[np.bool_]]:
-    """Time, energy, bound and extrapolation of every row.
+    columns: Columns,
+    parameters: Floats,
+    formats: Floats,
+    valid: Floats,
+    time_s: Floats,
+    energy_j: Floats,
+    bound: NDArray[np.int8],
+    extrapolated: NDArray[np.bool_],
+) -> None:
+    """Write time, energy, bound and extrapolation of every row into the last four, which come as zeros.
 
     Args:
         columns: what to price.
@@ -97,18 +104,18 @@ def price_rows(
         formats: float64[weight dtype, FORMAT_COLUMNS].
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
             products; m, flops, bytes of attention and elementwise rows.
+        time_s: float64[row].
+        energy_j: float64[row].
+        bound: int8[row].
+        extrapolated: bool[row].
     """
-    rows = columns.m.size
-    time_s = np.zeros(rows)
-    energy_j = np.zeros(rows)
-    bound = np.full(rows, LATENCY, np.int8)
-    extrapolated = np.zeros(rows, np.bool_)
     grouped = -1
-    for row in range(rows):
+    for row in range(columns.m.size):
         kind, dtype = columns.form[row], columns.weight_dtype[row]
         grouped += kind == GROUPED_GEMM  # `expert_tokens` holds one line per grouped row, in order
         m, n, k, groups = columns.m[row], columns.n[row], columns.k[row], columns.groups[row]
         if m <= 0:
+            bound[row] = LATENCY
             continue
         fmt, flops, weight_bytes = formats[dtype], columns.flops[row], columns.weight_bytes_read[row]
         moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
@@ -132,7 +139,6 @@ def price_rows(
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
         else:
             extrapolated[row] = _is_outside(m, flops, nbytes, valid[kind, dtype])
-    return time_s, energy_j, bound, extrapolated
 
 
 @njit(cache=True)

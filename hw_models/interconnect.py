@@ -1,5 +1,6 @@
 """Links between devices, and what collectives over them cost."""
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,8 @@ class Interconnect:
         self.intra_node = intra_node
         self.inter_node = inter_node
         self._price_rows = collective_kernel.price_rows
+        self._columns = collective_kernel.Columns
+        self._columns_of = operator.attrgetter(*collective_kernel.Columns._fields)
         self._links = np.array([_link_row(link, collective_kernel) for link in (intra_node, inter_node)])
         self._valid = _valid_range(intra_node)
 
@@ -78,20 +81,10 @@ class Interconnect:
 
         One member, or no bytes, costs nothing.
         """
-        return Cost(
-            *self._price_rows(
-                table.kind,
-                table.ranks,
-                table.nodes,
-                table.payload_bytes,
-                table.sent_bytes,
-                table.received_bytes,
-                table.sent_internode_bytes,
-                table.received_internode_bytes,
-                self._links,
-                self._valid,
-            )
-        )
+        columns = self._columns(*self._columns_of(table))
+        cost = Cost.zeros(len(table))
+        self._price_rows(columns, self._links, self._valid, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated)
+        return cost
 
 
 def _link_row(link: LinkConfig, kernel: Any) -> list[float]:

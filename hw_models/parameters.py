@@ -90,13 +90,24 @@ def parameters(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Param
         yield from _inside(f"{prefix}{key}", getattr(config, key))
 
 
-def parameter_rows(config: BaseModel, fits: Mapping[str, Fit], prefix: str = "") -> list[ParameterRow]:
-    """Parameter table of `config`: name, value with unit, source, and error of the calibration if it was fitted."""
+def parameter_rows(
+    config: BaseModel, fits: Mapping[str, Fit], prefix: str = "", exclude: str = ""
+) -> list[ParameterRow]:
+    """Parameter table of `config`: name, value with unit, source, and error of the calibration if it was fitted.
+
+    Args:
+        config: whose parameters.
+        fits: calibrations by name.
+        prefix: goes before each name.
+        exclude: top-level section to leave out.
+    """
     rows = []
-    for name, parameter in parameters(config, prefix):
+    for name, parameter in parameters(config):
+        if exclude and name.startswith(f"{exclude}."):
+            continue
         fit = fits.get(parameter.fit or "")
         error = "" if fit is None else f"{fit.error:.1%} on {fit.rows} rows of {fit.data}"
-        rows.append(ParameterRow(name, parameter.text, parameter.source, error))
+        rows.append(ParameterRow(f"{prefix}{name}", parameter.text, parameter.source, error))
     return rows
 
 

@@ -29,6 +29,11 @@ class Cost:
     bound: NDArray[np.int8]
     extrapolated: NDArray[np.bool_]
 
+    @classmethod
+    def zeros(cls, rows: int) -> "Cost":
+        """Room for the price of `rows` rows."""
+        return cls(np.zeros(rows), np.zeros(rows), np.zeros(rows, np.int8), np.zeros(rows, np.bool_))
+
     def __len__(self) -> int:
         return len(self.time_s)
 

@@ -63,7 +63,7 @@ class TimelineWriter:
         names: Sequence[str],
         start_s: ArrayLike,
         duration_s: ArrayLike,
-        args: Mapping[str, Sequence[object]] | None = None,
+        args: Mapping[str, ArrayLike] | None = None,
     ) -> None:
         """Add slices to a track, in any order.
 

@@ -154,7 +154,8 @@ def _npz_members(path: Path) -> dict[str, NDArray[Any]]:
 def _npz(path: Path) -> Iterator[NpzFile]:
     """The archive at `path`; what goes wrong with it inside the block is a `DataError`."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves broken files open
+        with path.open("rb") as file:  # left to numpy, a broken file would stay open
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, NpzFile):
                 raise DataError(str(path), "must be an archive of arrays, not a single array")
             yield archive

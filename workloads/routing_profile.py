@@ -131,7 +131,7 @@ def _limit_row(weight: Floats, top_k: int) -> Floats:
     shares = np.full(len(weight), 1.0 / top_k)
     if cut < len(weight):
         left = 1.0 - cut / top_k
-        shares[order[cut:]] = ranked[cut:] * (left / rest[cut]) if rest[cut] > 0 else left / (len(weight) - cut)
+        shares[order[cut:]] = ranked[cut:] / rest[cut] * left if rest[cut] > 0 else left / (len(weight) - cut)
     return shares
 
 

@@ -30,11 +30,11 @@ def random_graph(rng: Generator) -> TaskGraph:
     return TaskGraph.build(duration_s, stream, position[forward] if tasks else [], stream_names=names)
 
 
-def test_there_are_two_engines():
+def test_there_are_two_engines() -> None:
     assert set(ENGINES) == {"compiled", "simpy"}
 
 
-def test_an_unknown_engine_is_refused_with_the_nearest_name():
+def test_an_unknown_engine_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(
         ConfigError, match=r"engine: must be one of compiled, simpy \(did you mean simpy\?\), got 'simpi'"
     ):
@@ -44,7 +44,7 @@ def test_an_unknown_engine_is_refused_with_the_nearest_name():
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_engines_agree_to_the_last_bit(batch: int):
+def test_engines_agree_to_the_last_bit(batch: int) -> None:
     rng = np.random.default_rng([2024, batch])
     for number in range(RANDOM_GRAPHS // BATCHES):
         graph = random_graph(rng)
@@ -53,7 +53,7 @@ def test_engines_agree_to_the_last_bit(batch: int):
         assert compiled.finish_s.tobytes() == simpy.finish_s.tobytes(), f"graph {number}"
 
 
-def test_engines_agree_where_many_tasks_become_ready_at_once_in_no_order():
+def test_engines_agree_where_many_tasks_become_ready_at_once_in_no_order() -> None:
     rng = np.random.default_rng(7)
     tasks = 600
     edges = np.column_stack([np.arange(tasks), tasks + rng.permutation(tasks)])
@@ -120,7 +120,7 @@ BY_HAND: dict[str, tuple[list[float], list[int], list[tuple[int, int]], list[flo
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", BY_HAND)
-def test_schedules_worked_out_by_hand(engine: str, case: str):
+def test_schedules_worked_out_by_hand(engine: str, case: str) -> None:
     duration_s, stream, edges, start_s = BY_HAND[case]
     timeline = get_engine(engine)(TaskGraph.build(duration_s, stream, edges, stream_names=("A", "B")))
     assert timeline.start_s.tolist() == start_s
@@ -128,7 +128,7 @@ def test_schedules_worked_out_by_hand(engine: str, case: str):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_cycle_that_was_not_checked_is_an_error_all_the_same(engine: str):
+def test_a_cycle_that_was_not_checked_is_an_error_all_the_same(engine: str) -> None:
     graph = TaskGraph.build([1.0, 1.0, 1.0], [0, 0, 0], [(0, 1), (1, 2)], stream_names=("one",))
     cyclic = replace(graph, successor=np.array([1, 0], dtype=np.int32), predecessor_count=np.array([1, 1, 0], np.int32))
     with pytest.raises(GraphError, match=r"must not wait for itself, got (0 -> 1 -> 0|1 -> 0 -> 1)"):
@@ -136,14 +136,14 @@ def test_a_cycle_that_was_not_checked_is_an_error_all_the_same(engine: str):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_wrong_predecessor_count_that_was_not_checked_is_an_error(engine: str):
+def test_a_wrong_predecessor_count_that_was_not_checked_is_an_error(engine: str) -> None:
     graph = TaskGraph.build([1.0, 1.0], [0, 0], [(0, 1)], stream_names=("one",))
     with pytest.raises(GraphError, match="predecessor_count must be the number of edges"):
         get_engine(engine)(replace(graph, predecessor_count=np.array([0, 2], dtype=np.int32)))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_playing_twice_gives_the_same_timeline_and_leaves_the_graph_alone(engine: str):
+def test_playing_twice_gives_the_same_timeline_and_leaves_the_graph_alone(engine: str) -> None:
     graph = random_graph(np.random.default_rng(5))
     first, second = get_engine(engine)(graph), get_engine(engine)(graph)
     assert first.start_s.tobytes() == second.start_s.tobytes()

@@ -61,7 +61,7 @@ def test_inclusion_probabilities_by_enumeration(weights: list[float], k: int) ->
     weight = -np.diff(tables[0, 0, :n], append=0.0)
     products = {chosen: np.prod(weight[list(chosen)]) for chosen in combinations(range(n), k)}
     total = sum(products.values())
-    found = [sum(p for chosen, p in products.items() if i in chosen) / total for i in range(n)]
+    found = np.array([sum(p for chosen, p in products.items() if i in chosen) for i in range(n)]) / total
     np.testing.assert_allclose(found, np.minimum(inclusion[0], 1.0), atol=1.1e-5)
 
 
@@ -214,7 +214,7 @@ def test_the_published_trace_is_replayed_exactly(reference_data: Path) -> None:
 def test_drawn_tokens_resemble_the_published_trace(reference_data: Path) -> None:
     trace = read_routing_trace(reference_data / TRACE)
     profile = RoutingProfile.from_trace(trace)
-    drawn = TokenRouter(profile, rng()).experts(trace.request, trace.position)
+    drawn = TokenRouter(profile, rng()).experts(trace.request.astype(np.int64), trace.position.astype(np.int64))
     load = shares(drawn, 32)
     notable = profile.popularity > 0.25 / 32
     relative = abs(load / profile.popularity - 1)[notable]

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from moesim.errors import DataError
-from moesim.workloads import routing_files
 from moesim.workloads.routing_files import (
     is_profile,
     read_routing_profile,
@@ -112,7 +111,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(routing_files.np, "savez_compressed", fail)
+    monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(OSError, match="disk full"):
         write_routing_profile(RoutingProfile.uniform(1, 8, 2), path)
     assert path.read_bytes() == before
@@ -192,6 +191,13 @@ def test_profile_comes_back(tmp_path: Path) -> None:
     assert not is_profile(tmp_path / IDS)
     with pytest.raises(DataError, match="is no routing profile"):
         read_routing_profile(tmp_path / IDS)
+
+
+def test_single_array_is_no_archive(tmp_path: Path) -> None:
+    with (tmp_path / "p.npz").open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(DataError, match="must be an archive of arrays"):
+        read_routing_profile(tmp_path / "p.npz")
 
 
 def test_profile_of_pickles_is_refused(tmp_path: Path) -> None:

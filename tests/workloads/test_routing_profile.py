@@ -72,7 +72,7 @@ def test_uniform_and_zipf() -> None:
     np.testing.assert_array_equal(again.popularity, zipf.popularity)
 
 
-@given(weights=st.lists(st.floats(0.0, 1e6), min_size=1, max_size=20), k=st.integers(1, 20))
+@given(weights=st.lists(st.floats(1e-6, 1e6) | st.just(0.0), min_size=1, max_size=20), k=st.integers(1, 20))
 def test_limited_shares_are_a_distribution_over_distinct_experts(weights: list[float], k: int) -> None:
     k = min(k, len(weights))
     given_weights = np.array(weights)
