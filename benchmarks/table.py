@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-
 _WIDTH = 120
 """Columns of the printed table, also where the output is no terminal."""
 

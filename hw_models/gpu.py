@@ -33,8 +33,9 @@ _QUANTITIES = {
     "gemm": ("m", "n", "k"),
     "grouped_gemm": ("m", "n", "k"),
     "attention": ("m", "flops", "bytes"),
-    "elementwise": ("m", "flops", "bytes"),
+    "elementwise": ("", "", "bytes"),
 }
+"""Quantities whose calibrated range is checked, by form."""
 
 
 class TensorFormat(Config):

@@ -151,7 +151,8 @@ def _is_outside(first: float, second: float, third: float, valid: Floats) -> boo
 @njit(cache=True)
 def _kv_heads(query_elements: int, kv_elements: int, heads: int) -> float:
     """KV heads of an attention row; latent attention has one."""
-    return max(1.0, np.round(kv_elements * heads / (2.0 * max(query_elements, 1))))
+    kv_heads: float = np.round(kv_elements * heads / (2.0 * max(query_elements, 1)))
+    return max(1.0, kv_heads)
 
 
 @njit(cache=True)

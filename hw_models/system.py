@@ -11,7 +11,7 @@ from moesim.configs.loader import Config, Document, Reference, find, shipped, va
 from moesim.errors import ConfigError
 from moesim.hw_models.device import Device, load_device
 from moesim.hw_models.interconnect import Interconnect, LinkConfig
-from moesim.hw_models.parameters import Count
+from moesim.hw_models.parameters import Count, ParameterRow, parameter_rows
 from moesim.hw_models.processor import Processor
 
 _COUNTED = re.compile(r"(?P<name>.+)-(?P<count>[0-9]+)")
@@ -96,10 +96,16 @@ def load_system(reference: Reference, base: str | Path | None = None) -> System:
         config = config.model_copy(update={"device_count": count})
         place = reference.place() if isinstance(reference, Document) else str(reference)
     _check_nodes(config, place)
-    device = load_device(document.child("device"))
+    device = load_device(document.child("device"), base if document.folder is None else None)
     name = config.title if document.folder is None else Path(document.file).stem
     name = name if count is None else f"{name}-{count}"
     return System(name, config, device, Interconnect(config.intra_node, config.inter_node))
+
+
+def describe_links(system: System) -> list[ParameterRow]:
+    """Every parameter of the links of `system`: name, value with unit, source, and error where it was fitted."""
+    links = {"intra_node": system.config.intra_node, "inter_node": system.config.inter_node}
+    return [row for name, link in links.items() for row in parameter_rows(link, link.fits, f"{name}.")]
 
 
 def _find_counted(reference: Reference, base: str | Path | None) -> tuple[Document, int | None]:

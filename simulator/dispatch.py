@@ -8,7 +8,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 
-@njit(cache=True)  # type: ignore[misc]  # numba has no types
+@njit(cache=True)
 def count_tokens(
     experts: NDArray[np.uint16],
     source: NDArray[np.int32],
@@ -57,10 +57,8 @@ def count_tokens(
                     traffic[layer, source[token], rank] += 1
 
 
-@njit(cache=True)  # type: ignore[misc]  # numba has no types
-def count_by_phase(
-    experts: NDArray[np.uint16], phase: NDArray[np.int64], totals: NDArray[np.int64]
-) -> None:
+@njit(cache=True)
+def count_by_phase(experts: NDArray[np.uint16], phase: NDArray[np.int64], totals: NDArray[np.int64]) -> None:
     """Add each token's experts to `totals: int64[phase, moe_layer, expert]`."""
     tokens, layers, k = experts.shape
     for token in range(tokens):

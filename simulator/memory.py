@@ -112,10 +112,11 @@ def check_capacity(model: Model, system: System, parallelism: Parallelism, deman
     if memory.kv_bytes >= need:
         return memory
     total = (memory.weight_bytes + memory.workspace_bytes + need) / 1e9
+    suggestion = _suggestion(model, system, demand)
     rule = (
         f"{model.name} needs {total:.1f} GB per device (weights {memory.weight_bytes / 1e9:.1f}, workspace "
         f"{memory.workspace_bytes / 1e9:.1f}, KV cache of one request of {demand.longest_tokens} tokens "
-        f"{need / 1e9:.1f}), but {system.name} offers {memory.usable_bytes / 1e9:.1f} GB; {_suggestion(model, system, demand)}"
+        f"{need / 1e9:.1f}), but {system.name} offers {memory.usable_bytes / 1e9:.1f} GB; {suggestion}"
     )
     raise CapacityError(f"parallelism tp={parallelism.tp} dp={parallelism.dp} ep={parallelism.ep}", rule)
 

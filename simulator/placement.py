@@ -27,7 +27,7 @@ class Placement:
     @property
     def slots_per_rank(self) -> int:
         """Slots that each expert-parallel rank owns in each layer."""
-        return self.slots.shape[1] // self.ep
+        return int(self.slots.shape[1]) // self.ep
 
     @classmethod
     def contiguous(cls, moe_layers: int, experts: int, ep: int) -> Self:

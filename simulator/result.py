@@ -113,9 +113,7 @@ def load_result(folder: str | Path) -> Result:
         read = {name: pq.read_table(source / f"{name}.parquet") for name in TABLES}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(str(folder), f"must hold complete files of a result ({error})") from error
-    tables = {
-        name: {column: table[column].to_numpy() for column in table.column_names} for name, table in read.items()
-    }
+    tables = {name: {column: table[column].to_numpy() for column in table.column_names} for name, table in read.items()}
     timeline = source / _TIMELINE
     return Result(settings, summary, tables, timeline.read_bytes() if timeline.exists() else None)
 

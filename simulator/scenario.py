@@ -34,7 +34,9 @@ class Scenario(Config):
     system: Any = Field(description="name such as h100-sxm-8, path, or mapping")
     requests: Any = Field(description="name, path of a YAML, CSV or JSONL file, or mapping")
     num_requests: PositiveInt | None = Field(None, description="take only the first so many requests")
-    concurrency: PositiveInt | None = Field(None, description="closed loop: so many requests in flight, arrivals ignored")
+    concurrency: PositiveInt | None = Field(
+        None, description="closed loop: so many requests in flight, arrivals ignored"
+    )
     routing: Any = Field("uniform", description="uniform, zipf:EXPONENT, a shipped profile, a profile or trace file")
     parallelism: Parallelism | None = Field(None, description="tp, dp, ep; without it tp = number of devices")
     placement: str = Field("contiguous", description="contiguous, or the path of a placement file")
@@ -112,9 +114,7 @@ def _parallelism(scenario: Scenario, document: Document, system: System) -> Para
     return parallelism
 
 
-def _requests(
-    scenario: Scenario, document: Document, routing: Routing | None, rng: np.random.Generator
-) -> Requests:
+def _requests(scenario: Scenario, document: Document, routing: Routing | None, rng: np.random.Generator) -> Requests:
     trace = routing if isinstance(routing, RoutingTrace) else None
     requests = load_requests(document.child("requests"), rng, num_requests=scenario.num_requests, trace=trace)
     if scenario.concurrency is None:
@@ -122,9 +122,7 @@ def _requests(
     return replace(requests, arrival_s=np.zeros(len(requests)), concurrency=scenario.concurrency)
 
 
-def _router(
-    model: Model, routing: Routing | None, rng: np.random.Generator, requests: Requests
-) -> Router | None:
+def _router(model: Model, routing: Routing | None, rng: np.random.Generator, requests: Requests) -> Router | None:
     """The router; a trace is replayed if the requests are its own, else its statistics are drawn from."""
     if routing is None:
         return None

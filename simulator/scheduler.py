@@ -49,11 +49,16 @@ class RequestStates:
     @classmethod
     def of(cls, requests: Requests) -> "RequestStates":
         """All requests before they arrive."""
-        n = len(requests.arrival_s)
-        zeros = [np.zeros(n, dtype=np.int64) for _ in range(3)]
-        rank = np.full(n, -1, dtype=np.int64)
+        n = len(requests)
         return cls(
-            requests.prompt_tokens, requests.output_tokens, *zeros, np.zeros(n), rank, np.zeros(n, dtype=np.int64)
+            prompt=requests.prompt_tokens,
+            output=requests.output_tokens,
+            computed=np.zeros(n, dtype=np.int64),
+            generated=np.zeros(n, dtype=np.int64),
+            seen=np.zeros(n, dtype=np.int64),
+            held_bytes=np.zeros(n),
+            rank=np.full(n, -1, dtype=np.int64),
+            preemptions=np.zeros(n, dtype=np.int64),
         )
 
 

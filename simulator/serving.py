@@ -93,7 +93,7 @@ class ServingLoop:
 
     def _submit_next(self, count: int, now_s: float) -> None:
         """The next requests arrive, each on the rank with the fewest outstanding."""
-        last = min(self.next_request + count, len(self.requests.arrival_s))
+        last = min(self.next_request + count, len(self.requests))
         for request in range(self.next_request, last):
             self.record.arrival_s[request] = now_s
             rank = min(range(len(self.ranks)), key=lambda index: (self.ranks[index].outstanding, index))
@@ -191,7 +191,14 @@ class ServingLoop:
 
 
 def _empty_record(requests: Requests, states: RequestStates) -> ServingRecord:
-    n = len(requests.arrival_s)
-    times = [np.full(n, np.nan) for _ in range(3)]
-    steps: dict[str, list[float]] = {name: [] for name in STEP_COLUMNS}
-    return ServingRecord(*times, states.rank, states.preemptions, np.zeros(n), steps, [])
+    n = len(requests)
+    return ServingRecord(
+        arrival_s=np.full(n, np.nan),
+        first_token_s=np.full(n, np.nan),
+        last_token_s=np.full(n, np.nan),
+        rank=states.rank,
+        preemptions=states.preemptions,
+        largest_gap_s=np.zeros(n),
+        steps={name: [] for name in STEP_COLUMNS},
+        gaps_s=[],
+    )

@@ -230,9 +230,7 @@ def _energy(setup: Setup, simulator: StepSimulator, record: ServingRecord) -> di
     }
 
 
-def _load(
-    setup: Setup, simulator: StepSimulator, record: ServingRecord, tables: dict[str, Columns]
-) -> dict[str, Any]:
+def _load(setup: Setup, simulator: StepSimulator, record: ServingRecord, tables: dict[str, Columns]) -> dict[str, Any]:
     steps, devices = tables["steps"], tables["devices"]
     tokens = simulator.totals.expert_tokens
     return {

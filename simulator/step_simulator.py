@@ -42,6 +42,11 @@ class Totals:
     expert_tokens: NDArray[np.int64]  # [phase, moe_layer, expert]
     steps: int = 0
 
+    @classmethod
+    def zero(cls, rows: int, expert_tokens: NDArray[np.int64]) -> "Totals":
+        """Nothing summed up yet."""
+        return cls(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(rows), expert_tokens)
+
 
 @dataclass
 class StepSimulator:
@@ -76,7 +81,7 @@ class StepSimulator:
         rows = len(self.names)
         experts = (len(self.plan.experts.layers), self.plan.experts.block.experts) if self.plan.experts else (0, 0)
         counts = np.zeros((len(PHASES), *experts), dtype=np.int64)
-        self.totals = Totals(*(np.zeros(rows) for _ in range(5)), counts)
+        self.totals = Totals.zero(rows, counts)
         if self.placement and self.plan.experts:
             self._replicas = self.placement.replicas(self.plan.experts.block.experts)
 
@@ -98,9 +103,8 @@ class StepSimulator:
         energy_j = np.concatenate([cost.energy_j, links.energy_j, (0.0, 0.0)])
         extrapolated = np.concatenate([cost.extrapolated, links.extrapolated, (False, False)])
         self._account(time_s, energy_j, extrapolated, table)
-        return StepOutcome(
-            timeline.makespan_s, float(energy_j @ self.tasks_per_row), _imbalance(slot_tokens, self.plan), graph, timeline
-        )
+        step_energy_j, imbalance = float(energy_j @ self.tasks_per_row), _imbalance(slot_tokens, self.plan)
+        return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
 
     def _route(self, step: Step) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
         """Tokens of each expert slot, and tokens that each device sends to each expert-parallel rank."""

@@ -74,7 +74,8 @@ class TimelineRecorder:
 
 def _label(graph: TaskGraph, task: int) -> str:
     layer = int(graph.layer[task])
-    return graph.kinds[graph.kind[task]] + (f" (layer {layer})" if layer >= 0 else "")
+    kind = graph.kinds[graph.kind[task]]
+    return kind if layer < 0 else f"{kind} (layer {layer})"
 
 
 def _write_requests(writer: TimelineWriter, record: ServingRecord) -> None:

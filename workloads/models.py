@@ -79,7 +79,9 @@ class GroupedQueryAttention(Config):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.heads % self.kv_heads:
-            raise ValueError(f"`heads` must be a multiple of `kv_heads`, got heads = {self.heads}, kv_heads = {self.kv_heads}")
+            raise ValueError(
+                f"`heads` must be a multiple of `kv_heads`, got heads = {self.heads}, kv_heads = {self.kv_heads}"
+            )
         return self
 
     def matrices(self, hidden: int, dtypes: Dtypes) -> tuple[Matrix, ...]:

@@ -4,8 +4,9 @@ The plan holds the coefficients of `operators.Operator` as one matrix, so the ro
 matrix product per step. The experts' rows follow from the tokens each of them got.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,14 @@ from moesim.workloads.operators import Linear, Operator, model_operators
 from moesim.workloads.steps import FIRST_WINDOW, Step, step_features
 
 EXPERTS = "experts"
+_DYNAMIC_COLUMNS = (
+    "flops",
+    "weight_bytes_read",
+    "read_bytes",
+    "write_bytes",
+    "decode_flops",
+    "decode_read_bytes",
+)
 _DYNAMIC = ("m", "flops", "read", "write", "decode_flops", "decode_read")
 
 
@@ -49,7 +58,9 @@ class OperatorPlan:
 
         Args:
             model: what runs.
-            tp, dp, ep: tensor, data and expert parallelism; the experts' own tensor parallelism is tp * dp / ep.
+            tp: tensor parallelism.
+            dp: data parallelism of attention.
+            ep: expert parallelism; the experts' own tensor parallelism is tp * dp / ep.
             slots: expert slots per expert-parallel rank, replicas counted; experts / ep if None.
         """
         self.model, self.tp, self.dp, self.ep = model, tp, dp, ep
@@ -64,14 +75,14 @@ class OperatorPlan:
         self.layers = [[position[operator] for operator in layer] for layer in layers]
         self.after = [position[operator] for operator in after]
         self.experts = _expert_shape(model, self.moe_tp, ep, slots) if model.moe_layers else None
-        self._static = _static_columns(self)
+        self._template = _template(self)
         self._coefficients = _coefficient_matrix(self)
         self._weight_bytes = np.array([operator.weight_bytes for operator in self.operators])
 
     @property
     def rows(self) -> int:
         """Rows of a step's table."""
-        return len(self._static["operator"])
+        return len(self._template)
 
     def row(self, operator: int, dp_rank: int) -> int:
         """Row of the operator at position `operator` on a data-parallel rank."""
@@ -100,14 +111,13 @@ class OperatorPlan:
         """
         dense = self._dense_columns(features)
         if self.experts is None or slot_tokens is None:
-            tokens = np.zeros((0, 0), dtype=np.int64)
-            return OperatorTable(**self._static, **dense, expert_tokens=tokens)
+            return replace(self._template, **dense)
         tokens = slot_tokens.reshape(-1, self.experts.slots)
         routed = _expert_columns(self.experts, tokens, DTYPES[self.model.dtypes.activations].bytes)
         columns = {name: np.concatenate([column, routed[name]]) for name, column in dense.items()}
-        return OperatorTable(**self._static, **columns, expert_tokens=tokens)
+        return replace(self._template, **columns, expert_tokens=tokens)
 
-    def _dense_columns(self, features: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    def _dense_columns(self, features: NDArray[np.float64]) -> dict[str, Any]:
         """Step-dependent columns of the rows outside the experts: [dp rank, operator] flattened."""
         count = len(self.operators)
         values = (features @ self._coefficients).reshape(self.dp, len(_DYNAMIC), count).transpose(1, 0, 2)
@@ -141,14 +151,14 @@ def _add_linear(column: NDArray[np.float64], linear: Linear) -> None:
         column[which] += coefficient
 
 
-def _static_columns(plan: OperatorPlan) -> dict[str, NDArray[np.generic] | tuple[str, ...]]:
-    """Columns that no step changes."""
-    names = tuple(dict.fromkeys(operator.name for operator in plan.operators)) + (EXPERTS,)
+def _template(plan: OperatorPlan) -> OperatorTable:
+    """A table with the columns that no step changes; the others are zero."""
+    names = (*dict.fromkeys(operator.name for operator in plan.operators), EXPERTS)
     ranks = np.repeat(np.arange(plan.dp), len(plan.operators))
     first, repeats = _layers_of(plan)
 
-    def column(dtype: type, of: Callable[[Operator], object], expert: object) -> NDArray[np.generic]:
-        dense = np.tile(np.array([of(operator) for operator in plan.operators], dtype=dtype), plan.dp)
+    def column(dtype: type, of: Callable[[Operator], object], expert: object) -> NDArray[Any]:
+        dense: NDArray[Any] = np.tile(np.array([of(operator) for operator in plan.operators], dtype=dtype), plan.dp)
         return np.concatenate([dense, np.full(experts, expert, dtype=dtype)])
 
     shape = plan.experts
@@ -158,7 +168,8 @@ def _static_columns(plan: OperatorPlan) -> dict[str, NDArray[np.generic] | tuple
     expert_resident = shape.slots * shape.expert_bytes if shape else 0.0
     expert_dtype = DTYPE_CODES[plan.model.dtypes.experts]
     shards = np.full(plan.dp * len(plan.operators), plan.tp)
-    return {
+    none = np.zeros(plan.dp * len(plan.operators) + experts)
+    static = {
         "operators": names,
         "operator": column(np.int8, lambda o: names.index(o.name), len(names) - 1),
         "form": column(np.int8, lambda o: o.form, GROUPED_GEMM),
@@ -174,7 +185,10 @@ def _static_columns(plan: OperatorPlan) -> dict[str, NDArray[np.generic] | tuple
         "up_matrices": column(np.int8, lambda _: 0, shape.block.up_matrices if shape else 0),
         "weight_bytes_resident": column(np.float64, lambda o: o.resident_bytes, expert_resident),
         "grouped_rows": np.arange(experts) + plan.dp * len(plan.operators),
+        "expert_tokens": np.zeros((experts, shape.slots if shape else 0), dtype=np.int64),
+        "m": none.astype(np.int64),
     }
+    return OperatorTable(**static, **dict.fromkeys(_DYNAMIC_COLUMNS, none))  # type: ignore[arg-type]  # by name
 
 
 def _layers_of(plan: OperatorPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -201,7 +215,7 @@ def _expert_shape(model: Model, moe_tp: int, ep: int, slots: int | None) -> Expe
 
 def _expert_columns(
     shape: ExpertShape, tokens: NDArray[np.int64], activation_bytes: float
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Any]:
     """Step-dependent columns of the experts' rows.
 
     Bytes per token: its input, the up-projections' outputs written and read again by the activation function, that
@@ -220,9 +234,3 @@ def _expert_columns(
         "decode_flops": none,
         "decode_read_bytes": none,
     }
-
-
-def resident_bytes(table: OperatorTable, rows: Sequence[int]) -> float:
-    """Weight bytes that the given rows hold on one device, repeated layers counted."""
-    index = np.asarray(rows)
-    return float((table.weight_bytes_resident[index] * table.repeats[index]).sum())

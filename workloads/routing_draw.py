@@ -16,6 +16,11 @@ without rejection. The weights w are solved for once, so inclusion probabilities
 From layer to layer, one of the k experts of layer l-1 is picked at random and its row of the transition matrix takes
 the place of the popularity. A row is the share of layer l's selections among the tokens that used that expert, so the
 mean of the rows, weighted with the popularity of the experts, is the popularity of layer l, and loads stay exact.
+
+Limits. One predecessor of k decides, so drawn transitions point the right way but are weaker than recorded ones: on
+the gpt-oss trace the deviations from popularity correlate by 0.96 and are 0.35 times as large. Experts that a layer
+likes to use together are known only through their predecessors: a drawn token touches 2 to 4 % fewer groups of 4 or 8
+consecutive experts than a recorded one. Tokens of a request are independent; recorded neighbours resemble each other.
 """
 
 import numpy as np

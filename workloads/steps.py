@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ def step_features(step: Step, ranks: int, windows: Sequence[int | None]) -> Floa
         float64[rank, feature], exact integers.
     """
     decodes = step.decodes
-    columns = [
+    columns: list[NDArray[Any]] = [
         step.new_tokens,
         step.samples,
         decodes,
@@ -93,7 +94,7 @@ def step_features(step: Step, ranks: int, windows: Sequence[int | None]) -> Floa
     ]
     for window in windows:
         columns += _window_columns(step, decodes, window)
-    sums = np.stack([np.bincount(step.rank, column, minlength=ranks) for column in columns], axis=1)
+    sums: Floats = np.stack([np.bincount(step.rank, column, minlength=ranks) for column in columns], axis=1)
     idle = sums[:, TOKENS] == 0
     if idle.any():
         sums[idle] = _dummy_features(len(windows))

@@ -1,11 +1,10 @@
 """moesim simulates Mixture-of-Experts inference on hardware that exists and hardware that does not.
 
-    import moesim
-
-    result = moesim.simulate("quickstart", ["num_requests=50"])
-    print(result.summary["ttft_p50_s"], result.summary["energy_per_output_token_j"])
-    print(result.requests.head())          # a pandas data frame
-    result.save("out/quickstart")
+>>> import moesim
+>>> result = moesim.simulate("quickstart", ["num_requests=50"])
+>>> ttft_s, energy_j = result.summary["ttft_p50_s"], result.summary["energy_per_output_token_j"]
+>>> first = result.requests.head()  # a pandas data frame
+>>> folder = result.save("out/quickstart")
 """
 
 from importlib import import_module

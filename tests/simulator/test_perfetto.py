@@ -112,7 +112,12 @@ def test_slices_that_cross_are_refused_with_their_track() -> None:
 def test_args_come_back_with_their_types() -> None:
     writer = TimelineWriter()
     track = writer.track("group", "track")
-    args: dict[str, Any] = {"layer": np.array([3, 4]), "share": [0.5, 1.0], "fused": [True, False], "expert": ["a", "b"]}
+    args: dict[str, Any] = {
+        "layer": np.array([3, 4]),
+        "share": [0.5, 1.0],
+        "fused": [True, False],
+        "expert": ["a", "b"],
+    }
     writer.slices(track, ["x", "y"], [0.0, 1.0], [1.0, 1.0], args)
     _, events = read_back(writer.build())
     annotations = {annotation.name: annotation for annotation in events[0].track_event.debug_annotations}

@@ -1,0 +1,47 @@
+from typing import Any
+
+import pytest
+
+from moesim.configs.loader import shipped
+from moesim.hw_models.device import load_device
+from moesim.hw_models.gpu import GPU
+from moesim.hw_models.parameters import scaled
+from moesim.hw_models.processor import Processor
+from tests.conformance.processor_suite import ProcessorSuite
+
+GPUS = [name for name in shipped("devices") if isinstance(load_device(name).processor, GPU)]
+
+
+def gpu(processor: Processor) -> GPU:
+    assert isinstance(processor, GPU)
+    return processor
+
+
+class TestGpu(ProcessorSuite):
+    bandwidth_parameters = ("dram_bandwidth", "l2_bandwidth")
+    rate_parameters = ("formats.bf16.peak", "formats.tf32.peak", "formats.int8.peak")
+
+    @pytest.fixture(params=GPUS)
+    def processor(self, request: pytest.FixtureRequest) -> Processor:
+        return load_device(request.param).processor
+
+    def any_processor(self) -> Processor:
+        return load_device(GPUS[0]).processor
+
+    def scaled(self, processor: Processor, factors: dict[str, float]) -> Processor:
+        config: Any = scaled(gpu(processor).config, factors)
+        return GPU(config)
+
+    def peak_flops_per_s(self, processor: Processor) -> float:
+        return gpu(processor).config.formats["bf16"].peak.value
+
+    def peak_bytes_per_s(self, processor: Processor) -> float:
+        return gpu(processor).config.dram_bandwidth.value
+
+    def sustained(self, processor: Processor) -> tuple[float, float]:
+        config = gpu(processor).config
+        bf16 = config.formats["bf16"]
+        return (
+            bf16.peak.value * bf16.sustained.value,
+            config.dram_bandwidth.value * config.dram_sustained.value,
+        )
