@@ -8,8 +8,9 @@ from pydantic import Field
 from moesim.configs.loader import Config, Reference, find, validate
 from moesim.hw_models.gpu import GpuConfig
 from moesim.hw_models.parameters import Parameter, ParameterRow, parameter_rows
-from moesim.hw_models.processor import Processor
+from moesim.hw_models.processor import Cost, Processor
 from moesim.units import Bytes, Watts
+from moesim.workloads.operator_table import OperatorTable
 
 ProcessorConfig = GpuConfig
 """The kinds of processors. A new one is a configuration class with a `kind` and a method `build(name)`, joined to this
@@ -44,6 +45,10 @@ class Device:
     def processor(self) -> Processor:
         """The main processor."""
         return next(iter(self.processors.values()))
+
+    def price(self, operators: OperatorTable) -> tuple[Cost, ...]:
+        """What each processor contributes to each row, in the order of `processors`; the parts run side by side."""
+        return (self.processor.price(operators),)
 
     @property
     def memory_bytes(self) -> float:

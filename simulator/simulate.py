@@ -10,6 +10,7 @@ from moesim.simulator.metrics import distribution, expert_load_imbalance, reques
 from moesim.simulator.result import Columns, Result
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 from moesim.simulator.serving import Observer, Progress, ServingLoop, ServingRecord
+from moesim.simulator.step_graph import NETWORK
 from moesim.simulator.step_simulator import StepSimulator
 from moesim.workloads.steps import PHASES
 
@@ -161,18 +162,23 @@ def _operator_table(simulator: StepSimulator) -> Columns:
 
 
 def _device_table(setup: Setup, simulator: StepSimulator, record: ServingRecord) -> Columns:
-    graph, totals = simulator.step_graph.graph, simulator.totals
+    """Busy seconds of each device's network stream and of its processors (their mean, and each by name)."""
+    graph = simulator.step_graph.graph
+    seconds = simulator.totals.time_s[simulator.step_graph.source]
     real = graph.stream >= 0
-    busy = np.bincount(graph.stream[real], totals.time_s[simulator.step_graph.source][real], graph.streams)
-    devices = setup.parallelism.devices
-    compute, network = busy[: 2 * devices].reshape(devices, 2).T
-    duration = _duration_s(record)
+    busy = np.bincount(graph.stream[real], seconds[real], graph.streams)
+    by_stream = dict(zip(graph.stream_names, busy, strict=True))
+    devices, duration = range(setup.parallelism.devices), _duration_s(record)
+    each = {name: np.array([by_stream[f"device {d} {name}"] for d in devices]) for name in simulator.processors}
+    network = np.array([by_stream[f"device {d} {NETWORK}"] for d in devices])
+    compute = np.mean(list(each.values()), axis=0)
     return {
-        "device": np.arange(devices),
+        "device": np.arange(len(devices)),
         "compute_busy_s": compute,
         "network_busy_s": network,
         "compute_utilization": compute / duration,
         "network_utilization": network / duration,
+        **{f"{name}_busy_s": values for name, values in each.items()},
     }
 
 

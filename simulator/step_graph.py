@@ -1,7 +1,9 @@
 """The task graph of one step: who computes what, who talks to whom, in which order.
 
 The graph keeps its shape from step to step, so it is built once; a step only refills durations. A task's duration is
-an entry of one cost vector: operator rows, then collective rows, then the host's overhead, then zero for joins.
+an entry of one cost vector: the operator rows once per processor of a device, then the collective rows, then the
+host's overhead, then zero for joins. Every operator has a task on each processor, and its successors wait for all of
+them: the share of a processor that takes no part lasts no time.
 
     attention_norm  qkv  rope  attention  attention_out  [all_reduce over tp]
     ffn_norm  router  top_k  [dispatch]  shared experts  experts  [combine]       dp > 1: all-to-all over the replica
@@ -15,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.simulator.collectives import CollectivePlan
-from moesim.simulator.graph import JOIN, NO_DEVICE, NO_LAYER, TaskGraph
+from moesim.simulator.graph import NO_LAYER, TaskGraph
+from moesim.simulator.graph_builder import GraphBuilder
 from moesim.workloads.models import MoE
 from moesim.workloads.operator_plan import EXPERTS, OperatorPlan
 
 HOST = "host"
-_JOIN_KIND = "join"
+NETWORK = "network"
 
 
 @dataclass(frozen=True)
@@ -31,79 +34,73 @@ class StepGraph:
     source: NDArray[np.int64]  # [task] position in the cost vector
 
 
-def build_step_graph(plan: OperatorPlan, collectives: CollectivePlan, *, async_host: bool) -> StepGraph:
+def build_step_graph(
+    plan: OperatorPlan, collectives: CollectivePlan, processors: Sequence[str], *, async_host: bool
+) -> StepGraph:
     """The graph of every step of `plan`.
 
     Args:
         plan: the operators.
         collectives: the communication rows.
+        processors: names of a device's processors.
         async_host: the engine prepares the next step while the devices run this one; otherwise devices wait.
     """
-    builder = _Builder(plan, collectives)
-    builder.host(blocking=not async_host)
-    builder.operators(plan.before, NO_LAYER)
-    builder.all_reduce(NO_LAYER)
+    tasks = _StepTasks(plan, collectives, processors)
+    tasks.host(blocking=not async_host)
+    tasks.operators(plan.before, NO_LAYER)
+    tasks.group_collective("all_reduce", NO_LAYER)
     for layer in range(len(plan.layers)):
-        builder.layer(layer)
+        tasks.layer(layer)
     *first, sampling = plan.after
-    builder.operators(first, NO_LAYER)
-    builder.group_collective("logits_gather", NO_LAYER)
-    builder.operators([sampling], NO_LAYER)
-    return builder.build()
+    tasks.operators(first, NO_LAYER)
+    tasks.group_collective("logits_gather", NO_LAYER)
+    tasks.operators([sampling], NO_LAYER)
+    return StepGraph(tasks.builder.build(), np.array(tasks.source))
 
 
-class _Builder:
-    """Collects tasks; `last[device]` holds the tasks that the device's next one waits for."""
+class _StepTasks:
+    """Adds the tasks of a step; `last[device]` holds the tasks that the device's next one waits for."""
 
-    def __init__(self, plan: OperatorPlan, collectives: CollectivePlan) -> None:
+    def __init__(self, plan: OperatorPlan, collectives: CollectivePlan, processors: Sequence[str]) -> None:
         self.plan, self.collectives = plan, collectives
-        self.devices = plan.dp * plan.tp
-        self.kinds: dict[str, int] = {}
-        self.tasks: list[tuple[int, int, int, int, int]] = []  # stream, source, kind, layer, device
-        self.edges: list[tuple[int, int]] = []
-        self.last: list[list[int]] = [[] for _ in range(self.devices)]
-        self.host_source = plan.rows + collectives.rows
-        self.zero_source = self.host_source + 1
+        self.builder = GraphBuilder()
+        self.source: list[int] = []
+        devices = range(plan.dp * plan.tp)
+        self.compute = [[self.builder.stream(f"device {d} {name}") for name in processors] for d in devices]
+        self.network = [self.builder.stream(f"device {d} {NETWORK}") for d in devices]
+        self.last: list[list[int]] = [[] for _ in devices]
+        self.first_collective = plan.rows * len(processors)
+        self.host_source = self.first_collective + collectives.rows
         self.moe_layer = 0
 
-    def build(self) -> StepGraph:
-        stream, source, kind, layer, device = np.array(self.tasks).T
-        names = [f"device {d} {what}" for d in range(self.devices) for what in ("compute", "network")]
-        graph = TaskGraph.build(
-            np.zeros(len(self.tasks)),
-            stream,
-            np.array(self.edges),
-            stream_names=[*names, HOST],
-            kind=kind,
-            kinds=tuple(self.kinds),
-            layer=layer,
-            device=device,
-        )
-        return StepGraph(graph, source)
-
-    def _task(self, stream: int, source: int, kind: str, layer: int, device: int, after: Iterable[int]) -> int:
-        task = len(self.tasks)
-        self.tasks.append((stream, source, self.kinds.setdefault(kind, len(self.kinds)), layer, device))
-        self.edges.extend((before, task) for before in after)
-        return task
+    @property
+    def devices(self) -> range:
+        """All devices of the replica."""
+        return range(len(self.last))
 
     def _join(self, layer: int, after: Iterable[int]) -> int:
-        return self._task(JOIN, self.zero_source, _JOIN_KIND, layer, NO_DEVICE, after)
+        self.source.append(self.host_source + 1)
+        return self.builder.join(after, layer)
 
     def _compute(self, device: int, row: int, kind: str, layer: int) -> None:
-        task = self._task(2 * device, row, kind, layer, device, self.last[device])
-        self.last[device] = [task]
+        """One operator on a device: a task on each of its processors."""
+        tasks = []
+        for processor, stream in enumerate(self.compute[device]):
+            self.source.append(processor * self.plan.rows + row)
+            tasks.append(self.builder.add(stream, kind, layer, device, after=self.last[device]))
+        self.last[device] = tasks
 
     def host(self, *, blocking: bool) -> None:
         """Work of the host before a step: the devices wait for it, or it runs beside them."""
-        task = self._task(2 * self.devices, self.host_source, HOST, NO_LAYER, NO_DEVICE, ())
+        self.source.append(self.host_source)
+        task = self.builder.add(self.builder.stream(HOST), HOST)
         if blocking:
-            self.last = [[task] for _ in range(self.devices)]
+            self.last = [[task] for _ in self.devices]
 
     def operators(self, positions: Sequence[int], layer: int) -> None:
         """The given operators in order, on every device."""
         for position in positions:
-            for device in range(self.devices):
+            for device in self.devices:
                 row = self.plan.row(position, device // self.plan.tp)
                 self._compute(device, row, self.plan.operators[position].name, layer)
 
@@ -113,12 +110,12 @@ class _Builder:
         ffn = names.index("ffn_norm")
         attention, feed_forward = self.plan.layers[layer][:ffn], self.plan.layers[layer][ffn:]
         self.operators(attention, layer)
-        self.all_reduce(layer)
+        self.group_collective("all_reduce", layer)
         if isinstance(self.plan.model.layers[layer].ffn, MoE):
             self._moe(feed_forward, layer)
         else:
             self.operators(feed_forward, layer)
-            self.all_reduce(layer)
+            self.group_collective("all_reduce", layer)
 
     def _moe(self, positions: Sequence[int], layer: int) -> None:
         routing, shared = positions[:3], positions[3:]  # norm, router and top_k come before anything is sent
@@ -126,7 +123,7 @@ class _Builder:
         if self.plan.dp == 1:
             self.operators(shared, layer)
             self._experts(layer)
-            self.all_reduce(layer)
+            self.group_collective("all_reduce", layer)
         else:
             self._exchange_tokens(shared, layer)
         self.moe_layer += 1
@@ -141,19 +138,15 @@ class _Builder:
         self.last = [[arrived, *done] for done in shared_done]
         self._experts(layer)
         combined = self._all_to_all("combine", layer)
-        self.last = [[combined] for _ in range(self.devices)]
+        self.last = [[combined] for _ in self.devices]
         if shared:
             self.group_collective("reduce_scatter", layer)
         self.group_collective("all_gather", layer)
 
     def _experts(self, layer: int) -> None:
-        for device in range(self.devices):
+        for device in self.devices:
             row = self.plan.expert_row(self.moe_layer, device // self.plan.moe_tp)
             self._compute(device, row, EXPERTS, layer)
-
-    def all_reduce(self, layer: int) -> None:
-        """Sum of the partial results within each tensor-parallel group."""
-        self.group_collective("all_reduce", layer)
 
     def group_collective(self, kind: str, layer: int) -> None:
         """A collective within each tensor-parallel group; nothing for groups of one."""
@@ -162,21 +155,21 @@ class _Builder:
             return
         for rank in range(self.plan.dp):
             members = range(rank * tp, (rank + 1) * tp)
-            row = self.plan.rows + self.collectives.group_row(kind, rank)
+            row = self.first_collective + self.collectives.group_row(kind, rank)
             done = self._collective(members, [row] * tp, kind, layer)
             for device in members:
                 self.last[device] = [done]
 
     def _all_to_all(self, kind: str, layer: int) -> int:
-        members = range(self.devices)
-        rows = [self.plan.rows + self.collectives.exchange_row(kind, self.moe_layer, device) for device in members]
-        return self._collective(members, rows, kind, layer)
+        first, row_of = self.first_collective, self.collectives.exchange_row
+        rows = [first + row_of(kind, self.moe_layer, device) for device in self.devices]
+        return self._collective(self.devices, rows, kind, layer)
 
     def _collective(self, members: Sequence[int], rows: Sequence[int], kind: str, layer: int) -> int:
         """A join on all members' producers, one task per member on its network stream, a second join."""
         ready = self._join(layer, dict.fromkeys(task for member in members for task in self.last[member]))
-        sent = [
-            self._task(2 * member + 1, row, kind, layer, member, [ready])
-            for member, row in zip(members, rows, strict=True)
-        ]
+        sent = []
+        for member, row in zip(members, rows, strict=True):
+            self.source.append(row)
+            sent.append(self.builder.add(self.network[member], kind, layer, member, after=[ready]))
         return self._join(layer, sent)

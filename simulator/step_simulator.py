@@ -73,8 +73,8 @@ class StepSimulator:
         slots = self.placement.slots_per_rank if self.placement else None
         self.plan = OperatorPlan(self.model, tp=p.tp, dp=p.dp, ep=p.ep, slots=slots)
         self.collectives = CollectivePlan(self.plan, self.system.devices_per_node)
-        self.step_graph = build_step_graph(self.plan, self.collectives, async_host=self.async_host)
-        self.processor = self.system.processor()
+        self.processors = tuple(self.system.device.processors)
+        self.step_graph = build_step_graph(self.plan, self.collectives, self.processors, async_host=self.async_host)
         self._run = get_engine(self.engine)
         self.names = self._row_names()
         self.tasks_per_row = np.bincount(self.step_graph.source, minlength=len(self.names))
@@ -88,20 +88,21 @@ class StepSimulator:
     def _row_names(self) -> list[str]:
         operators = [operator.name for operator in self.plan.operators] * self.plan.dp
         experts = ["experts"] * (self.plan.rows - len(operators))
-        return [*operators, *experts, *self.collectives.names, HOST, "join"]
+        return [*(operators + experts) * len(self.processors), *self.collectives.names, HOST, "join"]
 
     def run(self, step: Step) -> StepOutcome:
         """Simulate `step` on its own clock and add it to the totals."""
         slot_tokens, traffic = self._route(step)
         features = self.plan.features(step)
         table = self.plan.lower_features(features, slot_tokens)
-        cost = self.processor.price(table)
+        costs = self.system.device.price(table)
         links = self.system.interconnect.price(self.collectives.table(features, traffic))
-        time_s = np.concatenate([cost.time_s, links.time_s, (self.host_overhead_s, 0.0)])
+        prices = (*costs, links)
+        time_s = np.concatenate([*(price.time_s for price in prices), (self.host_overhead_s, 0.0)])
         graph = self.step_graph.graph.with_durations(time_s[self.step_graph.source])
         timeline = self._run(graph)
-        energy_j = np.concatenate([cost.energy_j, links.energy_j, (0.0, 0.0)])
-        extrapolated = np.concatenate([cost.extrapolated, links.extrapolated, (False, False)])
+        energy_j = np.concatenate([*(price.energy_j for price in prices), (0.0, 0.0)])
+        extrapolated = np.concatenate([*(price.extrapolated for price in prices), (False, False)])
         self._account(time_s, energy_j, extrapolated, table)
         step_energy_j, imbalance = float(energy_j @ self.tasks_per_row), _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)

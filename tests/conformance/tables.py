@@ -1,6 +1,7 @@
 """Operator tables for tests of processors: one form of work at a time, with exact FLOPs and bytes."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,14 +41,14 @@ def operator_table(
     defaults = {"operator": 0, "form": form, "repeats": 1, "shards": 1, "groups": 1}
     given = defaults | {"weight_dtype": DTYPE_CODES["bf16"]} | columns
     names = [field.name for field in fields(OperatorTable)]
-    kept = {
+    kept: dict[str, Any] = {
         name: np.broadcast_to(np.asarray(given.get(name, 0), _DTYPES.get(name, np.float64)), rows).copy()
         for name in names
         if name not in {"operators", "grouped_rows", "expert_tokens"}
     }
     grouped = np.arange(rows if form == GROUPED_GEMM else 0)
     tokens = np.zeros((0, 0), np.int64) if expert_tokens is None else np.asarray(expert_tokens, np.int64)
-    return OperatorTable(operators=("work",), grouped_rows=grouped, expert_tokens=tokens, **kept)  # type: ignore[arg-type]
+    return OperatorTable(operators=("work",), grouped_rows=grouped, expert_tokens=tokens, **kept)
 
 
 def gemm_table(
@@ -109,7 +110,7 @@ def attention_table(
     dtype: str = "bf16",
     decode: ArrayLike | None = None,
 ) -> OperatorTable:
-    """Equal sequences of `new_tokens` on `context` cached ones, causal; they decode if `decode`, else if context > 0."""
+    """Equal causal sequences of `new_tokens` on `context` cached ones; by default one token on some context decodes."""
     b, n, c, h, g, d, w = np.broadcast_arrays(
         *(
             np.atleast_1d(np.asarray(x, np.float64))
@@ -157,7 +158,7 @@ def concatenated(tables: list[OperatorTable]) -> OperatorTable:
     """The rows of all tables in order."""
     offsets = np.cumsum([0, *(len(table) for table in tables)])
     slots = max(table.expert_tokens.shape[1] for table in tables)
-    columns = {
+    columns: dict[str, Any] = {
         field.name: np.concatenate([getattr(table, field.name) for table in tables])
         for field in fields(OperatorTable)
         if field.name not in {"operators", "grouped_rows", "expert_tokens"}

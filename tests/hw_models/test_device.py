@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+
+from moesim.configs.loader import find, shipped
+from moesim.errors import ConfigError
+from moesim.hw_models.device import describe, load_device
+
+DEVICES = shipped("devices")
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "devices"
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_shipped_devices_are_described_in_full(name: str) -> None:
+    device = load_device(name)
+    assert device.name == name
+    rows = describe(device)
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        assert row.value
+        assert row.source
+        assert (row.source == "fitted") == bool(row.error)
+
+
+def test_description_carries_units_and_errors() -> None:
+    rows = {row.name: row for row in describe(load_device("h200-sxm"))}
+    assert rows["gpu.dram_bandwidth"].value == "4.8 TB/s"
+    assert rows["gpu.formats.bf16.peak"].value == "989.4 TFLOP/s"
+    assert rows["gpu.multiprocessors"].value == "132"
+    assert rows["gpu.dram_energy"].value == "28.72 pJ/B"
+    assert rows["gpu.kernel_latency"].value.endswith("us")
+    assert "% on 22940 rows of " in rows["gpu.kernel_latency"].error
+
+
+@pytest.mark.parametrize(("name", "gibibytes"), [("a100-sxm", 80), ("h100-sxm", 80), ("h200-sxm", 141)])
+def test_memory_and_power(name: str, gibibytes: int) -> None:
+    device = load_device(name)
+    assert device.memory_bytes == gibibytes * 2**30
+    assert 0 < device.idle_w < device.config.design_power.value
+
+
+def test_a_device_can_be_a_file_or_a_mapping(tmp_path: Path) -> None:
+    text = (SHIPPED / "h100-sxm.yaml").read_text(encoding="utf-8").replace("value: 132", "value: 66")
+    (tmp_path / "half.yaml").write_text(text, encoding="utf-8")
+    device = load_device("./half.yaml", base=tmp_path)
+    assert device.name == "half"
+    inline = load_device(find("devices", tmp_path / "half.yaml").data)
+    assert inline.config == device.config
+    assert inline.name == "NVIDIA H100 SXM 80 GB"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("4.8 TB/s", "4.8 TB", "processors.gpu.*dram_bandwidth.value"),
+        ("value: 0.78", "value: 1.3", "dram_sustained.value"),
+        ("fit: gemm_bf16", "fit: gemm", "must be one of fits"),
+        ("kind: gpu", "kind: abacus", "kind"),
+        ("80.3 W", "80.3 kg", "idle_power"),
+    ],
+)
+def test_errors_name_file_line_and_rule(tmp_path: Path, old: str, new: str, rule: str) -> None:
+    text = (SHIPPED / "h200-sxm.yaml").read_text(encoding="utf-8")
+    assert old in text
+    file = tmp_path / "broken.yaml"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"broken.yaml:\d+:\d+: .*{rule}"):
+        load_device(file)
+
+
+def test_unknown_names_get_a_hint() -> None:
+    with pytest.raises(ConfigError, match="h100-sxm"):
+        load_device("h100-sxn")

@@ -1,0 +1,177 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moesim.hw_models import gpu_kernel
+from moesim.hw_models.device import DeviceConfig, load_device
+from moesim.hw_models.gpu import COMPUTE_FORMATS, GPU, GpuConfig
+from moesim.hw_models.parameters import scaled
+from moesim.hw_models.processor import BOUNDS
+from moesim.workloads.operator_table import ATTENTION, DTYPES, ELEMENTWISE, FORMS, GEMM, GROUPED_GEMM
+from tests.conformance.tables import attention_table, copy_table, experts_table, gemm_table
+
+TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (64, 256), (128, 64), (128, 128), (128, 256), (256, 64), (256, 128))
+
+
+@pytest.fixture(scope="module")
+def h200() -> GPU:
+    processor = load_device("h200-sxm").processor
+    assert isinstance(processor, GPU)
+    return processor
+
+
+def test_kernel_constants_are_those_of_the_tables() -> None:
+    assert tuple(range(len(FORMS))) == (GEMM, GROUPED_GEMM, ATTENTION, ELEMENTWISE)
+    assert FORMS == ("gemm", "grouped_gemm", "attention", "elementwise")
+    assert tuple(range(4)) == (gpu_kernel.GEMM, gpu_kernel.GROUPED_GEMM, gpu_kernel.ATTENTION, gpu_kernel.ELEMENTWISE)
+    assert [BOUNDS[code] for code in (gpu_kernel.COMPUTE, gpu_kernel.MEMORY, gpu_kernel.LATENCY)] == [
+        "compute",
+        "memory",
+        "latency",
+    ]
+
+
+def test_every_weight_format_has_a_compute_format() -> None:
+    assert set(COMPUTE_FORMATS) == set(DTYPES)
+
+
+def price_by_hand(config: GpuConfig, m: int, n: int, k: int) -> float:
+    """The equations of a bf16 product, written out."""
+    units = config.multiprocessors.value
+    flops_per_s = config.formats["bf16"].peak.value * config.formats["bf16"].sustained.value / units
+    l2_bytes_per_s = config.l2_bandwidth.value / units
+    dram_bytes_per_s = config.dram_bandwidth.value * config.dram_sustained.value
+    nbytes = 2.0 * (n * k + m * k + m * n)
+    best_s = math.inf
+    for tile_m, tile_n in TILES:
+        for split in (1, 2, 3, 4, 6, 8, 12, 16):
+            tiles = math.ceil(m / tile_m) * math.ceil(n / tile_n) * split
+            if split > 1 and (k <= 64 or tiles > 4 * units):
+                continue
+            depth = max(64.0, k / split)
+            multiply_s = 2.0 * tile_m * tile_n * depth / flops_per_s
+            load_s = 2.0 * (min(tile_m, m) + tile_n) * depth / l2_bytes_per_s
+            compute_s = math.ceil(tiles / units) * (max(multiply_s, load_s) + config.tile_latency.value)
+            partial_bytes = 8.0 * m * n * split if split > 1 else 0.0
+            total_s = max(compute_s, (nbytes + partial_bytes) / dram_bytes_per_s)
+            best_s = min(best_s, total_s + (config.split_latency.value if split > 1 else 0.0))
+    return best_s + config.kernel_latency.value
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 32, 32), (1, 4096, 16_384), (7, 100, 99_999), (300, 5000, 700), (8192, 8192, 8192)]
+)
+def test_product_price_is_the_equation(h200: GPU, m: int, n: int, k: int) -> None:
+    assert h200.price(gemm_table(m, n, k)).time_s[0] == pytest.approx(price_by_hand(h200.config, m, n, k), rel=1e-12)
+
+
+def test_one_more_tile_than_multiprocessors_takes_a_second_wave(h200: GPU) -> None:
+    assert h200.config.multiprocessors.value == 12 * 11
+    full, over = h200.price(gemm_table(12 * 128, np.array([11, 12]) * 256, 16_384)).time_s
+    assert over > 1.4 * full
+
+
+def test_batched_products_fill_the_device(h200: GPU) -> None:
+    single, batched = gemm_table(128, 512, 128), gemm_table(128, 512, 128)
+    batched.groups[:] = 8
+    assert h200.price(batched).time_s[0] < 8 * h200.price(single).time_s[0]
+
+
+def test_fp8_computes_faster_and_pays_for_quantising(h200: GPU) -> None:
+    bf16, fp8 = (h200.price(gemm_table([1, 8192], 8192, 8192, dtype)).time_s for dtype in ("bf16", "fp8"))
+    assert fp8[1] < bf16[1]
+    small = [h200.price(gemm_table(1, 64, 64, dtype)).time_s[0] for dtype in ("bf16", "fp8")]
+    assert small[1] > small[0]
+
+
+def test_formats_that_the_device_lacks_are_computed_in_bf16(h200: GPU) -> None:
+    a100 = load_device("a100-sxm").processor
+    shape = (8192, 8192, 8192)
+    for processor, dtype in ((a100, "fp8"), (a100, "fp8_block"), (h200, "mxfp4")):
+        times = [processor.price(gemm_table(*shape, name)).time_s[0] for name in ("bf16", dtype)]
+        assert times[1] == pytest.approx(times[0], rel=0.01)
+    narrow = [h200.price(gemm_table(1, 16_384, 16_384, name)).time_s[0] for name in ("bf16", "mxfp4")]
+    assert narrow[1] < 0.4 * narrow[0]
+
+
+def test_experts_read_weights_once_and_tiles_are_counted_per_expert(h200: GPU) -> None:
+    config, n, k = h200.config, 1024, 2048
+    cost = h200.price(experts_table([[1, 0, 1, 0]], 14_336, 4096))
+    weight_bytes = 2 * 3 * 2.0 * 14_336 * 4096
+    weights_s = weight_bytes / (config.dram_bandwidth.value * config.grouped_gemm.weights_dram_sustained.value)
+    assert cost.time_s[0] == pytest.approx(config.grouped_gemm.latency.value + weights_s, rel=0.01)
+    spread, packed = experts_table([[257] * 64, [256] * 64], n, k), experts_table([[64 * 256]], n, k)
+    uneven_s, even_s = h200.price(spread).time_s
+    assert uneven_s > even_s >= h200.price(packed).time_s[0] - cost.time_s[0]
+
+
+def test_ungated_experts_do_two_thirds_of_the_work(h200: GPU) -> None:
+    gated, plain = (h200.price(experts_table([[4096] * 8], 8192, 4096, up_matrices=up)) for up in (2, 1))
+    assert plain.energy_j[0] == pytest.approx(gated.energy_j[0] * 2 / 3, rel=0.05)
+    assert plain.time_s[0] == pytest.approx(gated.time_s[0] * 2 / 3, rel=0.1)
+
+
+def test_long_decode_streams_the_cache(h200: GPU) -> None:
+    config = h200.config
+    table = attention_table(64, 1, 100_000)
+    bytes_per_s = config.dram_bandwidth.value * config.attention.decode_dram_sustained.value
+    assert h200.price(table).time_s[0] == pytest.approx(table.read_bytes[0] / bytes_per_s, rel=0.02)
+    assert BOUNDS[h200.price(table).bound[0]] == "memory"
+
+
+def test_latent_decode_with_many_heads_is_bound_by_computing(h200: GPU) -> None:
+    heads, sequences, context = 128, 64, 10_000
+    table = attention_table(sequences, 1, context, heads=heads, kv_heads=1, head_dim=320)
+    table.k[:] = 576
+    table.flops[:] = table.decode_flops[:] = 2.0 * heads * (576 + 512) * sequences * context
+    table.read_bytes[:] = table.decode_read_bytes[:] = 2.0 * 576 * sequences * context
+    assert BOUNDS[h200.price(table).bound[0]] == "compute"
+
+
+def test_long_prefill_nears_its_sustained_rate(h200: GPU) -> None:
+    table = attention_table(1, 100_000, 0, heads=64)
+    bf16 = h200.config.formats["bf16"].peak.value
+    rate = table.flops[0] / h200.price(table).time_s[0]
+    assert rate == pytest.approx(bf16 * h200.config.attention.prefill_sustained.value, rel=0.05)
+
+
+def test_power_at_full_load_stays_within_the_design_power() -> None:
+    for name in ("a100-sxm", "h100-sxm", "h200-sxm"):
+        device = load_device(name)
+        tables = [gemm_table(16_384, 16_384, 16_384, dtype) for dtype in ("bf16", "fp8")] + [copy_table(1e11)]
+        for table in tables:
+            cost = device.processor.price(table)
+            assert device.idle_w < device.idle_w + cost.energy_j[0] / cost.time_s[0] <= device.config.design_power.value
+
+
+def test_energy_is_computing_plus_memory(h200: GPU) -> None:
+    config, table = h200.config, gemm_table(100, 3000, 2000)
+    nbytes = table.weight_bytes_read[0] + table.read_bytes[0] + table.write_bytes[0]
+    expected = table.flops[0] * config.formats["bf16"].energy.value + nbytes * config.dram_energy.value
+    assert h200.price(table).energy_j[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_was_not_measured_is_extrapolated(h200: GPU) -> None:
+    assert not h200.price(attention_table([1, 256], 1, 1000)).extrapolated.any()
+    assert h200.price(attention_table(1, 1, 10**9)).extrapolated.all()
+    assert not h200.price(experts_table([[3, 4]], 1024, 4096)).extrapolated.any()
+    assert h200.price(experts_table([[3, 4]], 1024, 4096, "int8")).extrapolated.all()
+    assert not h200.price(copy_table(1e6)).extrapolated.any()
+    assert h200.price(copy_table(1e12)).extrapolated.all()
+
+
+def test_scaled_parameters_change_prices_and_say_so(h200: GPU) -> None:
+    faster: Any = scaled(h200.config, {"dram_bandwidth": 2.0})
+    assert faster.dram_bandwidth.source.startswith("2 times: ")
+    assert GPU(faster).price(copy_table(1e11)).time_s[0] < 0.51 * h200.price(copy_table(1e11)).time_s[0]
+    with pytest.raises(KeyError):
+        scaled(h200.config, {"dram": 2.0})
+
+
+def test_bf16_is_required() -> None:
+    config = load_device("h100-sxm").config.model_dump()
+    del config["processors"]["gpu"]["formats"]["bf16"]
+    with pytest.raises(ValueError, match="bf16"):
+        DeviceConfig.model_validate(config)
