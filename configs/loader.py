@@ -4,7 +4,7 @@
 to the raw mapping, and `validate` hands it to pydantic and reports every error with its place (`moesim.configs.rules`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 Reference = str | Path | Mapping[str, Any] | Document
 """Name of a shipped configuration, path of a file, inline mapping, or a document that holds one of these."""
+
+Finder = str | Callable[[Document], Document]
+"""Folder in which a reference is looked up, or a function that looks it up."""
 
 _HERE = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -120,7 +123,9 @@ def _locate_shipped(folder: str, name: str, place: str | None) -> Path:
     raise ConfigError(place or folder, rule, name)
 
 
-def override(document: Document, assignments: Sequence[str], references: Mapping[str, str] | None = None) -> Document:
+def override(
+    document: Document, assignments: Sequence[str], references: Mapping[str, Finder] | None = None
+) -> Document:
     """Edit the raw mapping before validation.
 
     Args:
@@ -128,7 +133,8 @@ def override(document: Document, assignments: Sequence[str], references: Mapping
         assignments: `key.subkey=value` each, in order. A value is a YAML scalar, `[list]` or `{mapping}`; an item of a
             list goes by its index; mappings that are missing are created.
         references: keys whose text names another configuration, with the folder of it, such as
-            `{"model": "models"}`. `model.layers=4` then reads that configuration in and edits it.
+            `{"model": "models"}`, or with a function that finds it. `model.hidden=4096` then reads that configuration
+            in and edits it.
 
     Raises:
         ConfigError: an assignment has no `=`, no YAML value, a key inside a scalar, or an index outside the list.
@@ -150,14 +156,15 @@ def _parse_value(place: str, text: str) -> Any:
     return value
 
 
-def _follow(document: Document, parts: Sequence[str], references: Mapping[str, str]) -> tuple[Document, KeyPath]:
+def _follow(document: Document, parts: Sequence[str], references: Mapping[str, Finder]) -> tuple[Document, KeyPath]:
     """Path that `parts` spell in `document`, and the document with the references on the way read in."""
     path: KeyPath = ()
     data = document.data
     for part in parts:
-        folder = references.get(dotted(path))
-        if folder is not None and isinstance(data, str):
-            document = document.graft(path, find(folder, document.at(path)))
+        finder = references.get(dotted(path))
+        if finder is not None and isinstance(data, str):
+            held = document.at(path)
+            document = document.graft(path, find(finder, held) if isinstance(finder, str) else finder(held))
             data = document.at(path).data
         key = _key(data, part, f"--set {'.'.join(parts)}", dotted(path))
         data = data[key] if isinstance(data, list) and isinstance(key, int) else (data or {}).get(key)

@@ -97,9 +97,14 @@ def load_system(reference: Reference, base: str | Path | None = None) -> System:
         place = reference.place() if isinstance(reference, Document) else str(reference)
     _check_nodes(config, place)
     device = load_device(document.child("device"), base if document.folder is None else None)
-    name = config.title if document.folder is None else Path(document.file).stem
-    name = name if count is None else f"{name}-{count}"
+    name = config.title if document.folder is None else f"{Path(document.file).stem}-{config.device_count}"
     return System(name, config, device, Interconnect(config.intra_node, config.inter_node))
+
+
+def system_document(reference: Document) -> Document:
+    """The configuration that `reference` names, with the number of devices in it; for edits before `load_system`."""
+    document, count = _find_counted(reference, None)
+    return document if count is None else document.graft(("device_count",), Document(reference.file, count))
 
 
 def describe_links(system: System) -> list[ParameterRow]:

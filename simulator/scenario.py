@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config, Document, Reference, find, override, validate
 from moesim.errors import ConfigError
-from moesim.hw_models.system import System, load_system
+from moesim.hw_models.system import System, load_system, system_document
 from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
 from moesim.simulator.parallelism import Parallelism, check_parallelism
 from moesim.simulator.placement import Placement, load_placement
@@ -23,8 +23,8 @@ from moesim.workloads.requests import Requests, load_requests
 from moesim.workloads.routing import Router, Routing, load_routing, make_router
 from moesim.workloads.routing_trace import RoutingTrace
 
-REFERENCES = {"model": "models", "system": "systems", "requests": "requests"}
-"""Keys of a scenario that name other configurations, and the folders of those."""
+REFERENCES = {"model": "models", "system": system_document, "system.device": "devices", "requests": "requests"}
+"""Keys of a scenario that name other configurations, and where those are found."""
 
 
 class Scenario(Config):

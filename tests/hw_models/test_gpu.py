@@ -70,7 +70,7 @@ def test_product_price_is_the_equation(h200: GPU, m: int, n: int, k: int) -> Non
 def test_one_more_tile_than_multiprocessors_takes_a_second_wave(h200: GPU) -> None:
     assert h200.config.multiprocessors.value == 12 * 11
     full, over = h200.price(gemm_table(12 * 128, np.array([11, 12]) * 256, 16_384)).time_s
-    assert over > 1.4 * full
+    assert over > 1.2 * full  # for a twelfth more work
 
 
 def test_batched_products_fill_the_device(h200: GPU) -> None:

@@ -50,21 +50,25 @@ def gemm_errors(data: Path, device: str, weights: str) -> Errors:
 def balanced_tokens(tokens: int, experts: int, top_k: int) -> NDArray[np.int64]:
     """Tokens of each expert when token i chooses experts i, i + s, i + 2s, ... with s = experts / top_k, rounded up."""
     chosen = np.arange(tokens)[:, None] + np.arange(top_k) * -(-experts // top_k)
-    return np.bincount(chosen.ravel() % experts, minlength=experts)
+    counts: NDArray[np.int64] = np.bincount(chosen.ravel() % experts, minlength=experts)
+    return counts
 
 
-def skewed_tokens(rng: np.random.Generator, tokens: int, experts: int, top_k: int, exponent: float) -> NDArray[np.int64]:
+def skewed_tokens(
+    rng: np.random.Generator, tokens: int, experts: int, top_k: int, exponent: float
+) -> NDArray[np.int64]:
     """A draw of tokens per expert from a truncated power law; what an expert cannot take goes to the others."""
     low, high = (1.0, tokens * 0.8) if tokens * top_k > experts else (0.01, 2.0)
     ends = np.array([low, high]) ** (1 - exponent)
     popularity = (ends[0] + rng.random(experts) * (ends[1] - ends[0])) ** (1 / (1 - exponent))
-    counts = np.minimum(np.floor(popularity / popularity.sum() * tokens * top_k).astype(np.int64), tokens)
+    counts: NDArray[np.int64] = np.minimum(np.rint(popularity / popularity.sum() * tokens * top_k).astype(np.int64), tokens)
+    most_popular = np.argsort(-popularity)
+    counts[most_popular[: max(0, counts.sum() - tokens * top_k)]] -= 1
     while missing := tokens * top_k - counts.sum():
         room = tokens - counts
-        counts += np.floor(missing * room / room.sum()).astype(np.int64)
-        open_experts = np.flatnonzero(counts < tokens)
-        rest = min(len(open_experts), tokens * top_k - counts.sum())
-        counts[open_experts[np.argsort(-popularity[open_experts])[:rest]]] += 1
+        counts += missing * room // room.sum()
+        takers = most_popular[counts[most_popular] < tokens]
+        counts[takers[: tokens * top_k - counts.sum()]] += 1
     return counts
 
 
