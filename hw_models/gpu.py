@@ -11,24 +11,24 @@ from pydantic import Field, model_validator
 from moesim.configs.loader import Config
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter, Slowdown
 from moesim.hw_models.processor import Cost
-from moesim.units import BytesPerS, FlopsPerS, JoulesPerByte, JoulesPerFlop, Seconds
+from moesim.units import BytesPerS, FlopsPerS, JoulesPerByte, JoulesPerFlop, Seconds, Watts
 from moesim.workloads.operator_table import DTYPES, FORMS, OperatorTable
 
-Format = Literal["tf32", "bf16", "fp8", "int8", "fp4"]
+Format = Literal["tf32", "bf16", "fp8", "fp8_block", "int8", "fp4"]
 
 COMPUTE_FORMATS: dict[str, tuple[Format, ...]] = {
     "fp32": ("tf32", "bf16"),
     "bf16": ("bf16",),
     "fp16": ("bf16",),
     "fp8": ("fp8", "bf16"),
-    "fp8_block": ("fp8", "bf16"),
+    "fp8_block": ("fp8_block", "fp8", "bf16"),
     "int8": ("int8", "bf16"),
     "mxfp4": ("fp4", "bf16"),
 }
-"""Tensor-core formats in which weights of a format are multiplied, best first. Where the device lacks the first, the
-weights are turned into bf16 on the way (as Marlin kernels do)."""
+"""Tensor-core formats in which weights of a format are multiplied, best first. Where only bf16 is left, other weights
+are turned into it on the way (as Marlin kernels do). `fp8_block` is fp8 with a scale per block: other kernels."""
 
-_OPERAND_BYTES: dict[Format, float] = {"tf32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
+_OPERAND_BYTES: dict[Format, float] = {"tf32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "fp4": 0.5}
 _QUANTITIES = {
     "gemm": ("m", "n", "k"),
     "grouped_gemm": ("m", "n", "k"),
@@ -107,6 +107,9 @@ class GpuConfig(Fitted):
     split_latency: Parameter[Seconds] = Field(description="Extra time of a product that is split along k, s.")
     grouped_gemm: GroupedGemm
     attention: AttentionKernels
+    active_power: Parameter[Watts] = Field(
+        description="Power of clocks, caches and schedulers while anything runs, on top of idle power, W."
+    )
     dram_energy: Parameter[JoulesPerByte] = Field(description="Dynamic energy per DRAM byte, J.")
     fits: dict[str, GpuFit] = Field(default_factory=dict, description="Calibrations by name.")  # type: ignore[assignment]
 
@@ -182,6 +185,7 @@ def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
         kernel.S_PER_DECODE_BYTE: 1 / (dram * attention.decode_dram_sustained.value),
         kernel.DECODE_WAVE_S: attention.decode_wave.value,
         kernel.J_PER_DRAM_BYTE: config.dram_energy.value,
+        kernel.ACTIVE_W: config.active_power.value,
         kernel.J_PER_ATTENTION_FLOP: config.formats["bf16"].energy.value,
     }
     return np.array([float(values[position]) for position in range(kernel.PARAMETERS)])
@@ -191,8 +195,7 @@ def _format_row(config: GpuConfig, dtype: str, kernel: Any) -> list[float]:
     """Columns of `gpu_kernel`'s table of weight formats for weights of `dtype`."""
     used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats)
     fmt, grouped = config.formats[used], config.grouped_gemm
-    native = used == COMPUTE_FORMATS[dtype][0]
-    weight_bytes = DTYPES[dtype].bytes if not native or used == "tf32" else _OPERAND_BYTES[used]
+    native = used != "bf16" or dtype in {"bf16", "fp16"}
     fallback = grouped.sustained.get(used, fmt.sustained)
     grouped_sustained = fallback if native else grouped.dequantise_sustained
     quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
@@ -200,7 +203,7 @@ def _format_row(config: GpuConfig, dtype: str, kernel: Any) -> list[float]:
         kernel.S_PER_FLOP: 1 / (fmt.peak.value * fmt.sustained.value),
         kernel.GROUPED_S_PER_FLOP: 1 / (fmt.peak.value * grouped_sustained.value),
         kernel.ACTIVATION_BYTES: _OPERAND_BYTES[used],
-        kernel.WEIGHT_BYTES: weight_bytes,
+        kernel.WEIGHT_BYTES: DTYPES[dtype].bytes,
         kernel.J_PER_FLOP: fmt.energy.value,
         kernel.QUANTISE_LATENCY_S: fmt.quantise_latency.value if fmt.quantise_latency else 0.0,
         kernel.S_PER_QUANTISED_ELEMENT: quantised / fmt.quantise_bandwidth.value if fmt.quantise_bandwidth else 0.0,

@@ -38,8 +38,9 @@ COMPUTE, MEMORY, LATENCY = range(3)
     MIXED_DECODE_SLOWDOWN,
     J_PER_DRAM_BYTE,
     J_PER_ATTENTION_FLOP,
+    ACTIVE_W,
     PARAMETERS,
-) = range(21)
+) = range(22)
 
 # Columns of the table of weight formats.
 (
@@ -79,6 +80,7 @@ class Columns(NamedTuple):
     weight_bytes_read: Floats
     read_bytes: Floats
     write_bytes: Floats
+    decode_m: Ints
     decode_flops: Floats
     decode_read_bytes: Floats
     grouped_rows: Ints
@@ -128,13 +130,13 @@ def price_rows(
             price = _experts(tokens, n, k, gates, weight_bytes, moved_bytes, parameters, fmt)
         elif kind == ATTENTION:
             decode_flops, decode_bytes = columns.decode_flops[row], columns.decode_read_bytes[row]
-            pairs = m * _kv_heads(n, k, groups)
+            pairs = columns.decode_m[row] * _kv_heads(n, k, groups)
             price = _attention(flops - decode_flops, decode_flops, nbytes, decode_bytes, pairs, parameters)
             j_per_flop = parameters[J_PER_ATTENTION_FLOP]
         else:
             price = _bounded(parameters[KERNEL_LATENCY_S], 0.0, nbytes * parameters[S_PER_DRAM_BYTE])
         time_s[row], bound[row] = price
-        energy_j[row] = flops * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE]
+        energy_j[row] = flops * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
         if kind in (GEMM, GROUPED_GEMM):
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
         else:
@@ -270,18 +272,18 @@ def _attention(
 
     Prefill: computing, plus a part that goes with its traffic (the start and the masked half of each tile of queries).
     Decode: computing or streaming keys and values, and waves of `pairs` of a sequence and a KV head, which
-    multiprocessors take one at a time. In a mixed step both add up, decode slower by a factor, as the kernel is laid
-    out for prefill; the number of pairs is then not known apart from the prefill tokens, and waves are left out.
+    multiprocessors take one at a time. In a mixed step both add up, and decode is slower by a factor, as the kernel is
+    laid out for prefill.
     """
+    waves_s = np.ceil(pairs / parameters[MULTIPROCESSORS]) * parameters[DECODE_WAVE_S]
+    decode_compute_s = decode_flops * parameters[S_PER_DECODE_FLOP]
     if prefill_flops <= 0.0:
-        waves_s = np.ceil(pairs / parameters[MULTIPROCESSORS]) * parameters[DECODE_WAVE_S]
-        compute_s, memory_s = decode_flops * parameters[S_PER_DECODE_FLOP], nbytes * parameters[S_PER_DECODE_BYTE]
-        return _bounded(parameters[DECODE_LATENCY_S] + waves_s, compute_s, memory_s)
-    slowdown = parameters[MIXED_DECODE_SLOWDOWN]
-    decode_compute_s = slowdown * decode_flops * parameters[S_PER_DECODE_FLOP]
-    decode_memory_s = slowdown * decode_bytes * parameters[S_PER_DECODE_BYTE]
+        latency_s = parameters[DECODE_LATENCY_S] + waves_s
+        return _bounded(latency_s, decode_compute_s, nbytes * parameters[S_PER_DECODE_BYTE])
+    decode_memory_s = decode_bytes * parameters[S_PER_DECODE_BYTE]
+    decode_s = parameters[MIXED_DECODE_SLOWDOWN] * (waves_s + max(decode_compute_s, decode_memory_s))
     prefill_compute_s = prefill_flops * parameters[S_PER_PREFILL_FLOP]
     prefill_memory_s = (nbytes - decode_bytes) * parameters[S_PER_PREFILL_BYTE]
     latency_s = parameters[PREFILL_LATENCY_S]
     _, bound = _bounded(latency_s, prefill_compute_s + decode_compute_s, prefill_memory_s + decode_memory_s)
-    return latency_s + prefill_compute_s + prefill_memory_s + max(decode_compute_s, decode_memory_s), bound
+    return latency_s + prefill_compute_s + prefill_memory_s + decode_s, bound

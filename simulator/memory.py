@@ -99,6 +99,11 @@ class Demand:
     token_budget: int
     block_tokens: int
     longest_tokens: int  # cached tokens of the longest request
+    expert_slots: int | None = None  # per layer, replicas counted; one per expert if None
+
+    def slots_per_rank(self, ep: int) -> int | None:
+        """Expert slots of each of `ep` ranks, rounded up."""
+        return None if self.expert_slots is None else -(-self.expert_slots // ep)
 
 
 def check_capacity(model: Model, system: System, parallelism: Parallelism, demand: Demand) -> MemoryPlan:
@@ -122,7 +127,8 @@ def check_capacity(model: Model, system: System, parallelism: Parallelism, deman
 
 
 def _memory(model: Model, system: System, parallelism: Parallelism, demand: Demand) -> MemoryPlan:
-    plan = OperatorPlan(model, tp=parallelism.tp, dp=parallelism.dp, ep=parallelism.ep)
+    p = parallelism
+    plan = OperatorPlan(model, tp=p.tp, dp=p.dp, ep=p.ep, slots=demand.slots_per_rank(p.ep))
     return plan_memory(plan, system.memory_bytes, demand.utilization, demand.token_budget)
 
 

@@ -8,13 +8,15 @@ replicas in turn. The same table is known to serving engines as the physical-to-
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import DataError
+from moesim.errors import ConfigError, DataError
 from moesim.workloads.models import Model
+
+_CONTIGUOUS = "contiguous"
 
 
 @dataclass(frozen=True)
@@ -48,41 +50,67 @@ class Placement:
         return first, order
 
 
-def load_placement(reference: str, model: Model, ep: int, base: Path | None = None) -> Placement:
+def load_placement(
+    reference: str, model: Model, ep: int, base: Path | None = None, place: str = "placement"
+) -> Placement | None:
     """`contiguous`, or a JSON file `{"model": name, "experts": [[expert of slot 0, ...] per MoE layer]}`.
 
+    Args:
+        reference: the word or the path of the file.
+        model: what is placed; a dense model has no placement.
+        ep: expert-parallel ranks.
+        base: folder that a relative path starts from.
+        place: where the reference stands, for errors.
+
     Raises:
+        ConfigError: a file for a dense model.
         DataError: missing or broken file, a placement for another model, an expert without a slot, or slots that do
             not divide over the ranks.
     """
+    if not model.moe_layers:
+        if reference == _CONTIGUOUS:
+            return None
+        raise ConfigError(place, f"a placement needs routed experts, but {model.name} is dense", reference)
     experts = model.moe_layers[0][1].experts
-    if reference == "contiguous":
+    if reference == _CONTIGUOUS:
         return Placement.contiguous(len(model.moe_layers), experts, ep)
-    path = Path(base or ".") / reference
+    path = Path(base or ".") / Path(reference).expanduser()
+    if not path.is_file():
+        raise DataError(place, f"must be `{_CONTIGUOUS}` or an existing JSON file", str(path))
     slots = _read_slots(path, model)
     _check_slots(slots, path, model, ep)
-    return Placement(slots, ep)
+    return Placement(slots.astype(np.int32), ep)
 
 
-def _read_slots(path: Path, model: Model) -> NDArray[np.int32]:
+def _read_slots(path: Path, model: Model) -> NDArray[np.int64]:
     place = str(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(place, "a placement is `contiguous` or an existing JSON file") from error
-    except ValueError as error:
-        raise DataError(place, f"must be valid JSON ({error})") from error
+    except OSError as error:
+        raise DataError(place, f"cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(place, f"must be valid JSON ({error})") from None
     if not isinstance(document, dict) or "experts" not in document:
         raise DataError(place, 'must be an object with the keys "model" and "experts"')
     if document.get("model") != model.name:
         raise DataError(f"{place}: model", f"must be {model.name}", document.get("model"))
+    slots = _table(document["experts"])
+    if slots is None:
+        raise DataError(f"{place}: experts", "must be a table of expert numbers, equally many per layer")
+    return slots
+
+
+def _table(rows: Any) -> NDArray[np.int64] | None:
+    """Rows of whole numbers as an array, None where they are none."""
     try:
-        return np.array(document["experts"], dtype=np.int32)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{place}: experts", "must be a table of expert numbers, equally many per layer") from error
+        table = np.array(rows)
+    except ValueError:  # of different lengths
+        return None
+    whole = np.issubdtype(table.dtype, np.signedinteger) and table.size
+    return table.astype(np.int64) if whole else None
 
 
-def _check_slots(slots: NDArray[np.int32], path: Path, model: Model, ep: int) -> None:
+def _check_slots(slots: NDArray[np.int64], path: Path, model: Model, ep: int) -> None:
     experts, layers = model.moe_layers[0][1].experts, len(model.moe_layers)
     place = f"{path}: experts"
     if slots.ndim != 2 or len(slots) != layers:  # noqa: PLR2004  # layers by slots
@@ -90,8 +118,9 @@ def _check_slots(slots: NDArray[np.int32], path: Path, model: Model, ep: int) ->
     if slots.shape[1] % ep:
         raise DataError(place, f"the slots per layer must divide over ep = {ep} ranks", slots.shape[1])
     for layer, row in enumerate(slots):
-        if row.min() < 0 or row.max() >= experts:
-            raise DataError(f"{place}[{layer}]", f"experts must lie in 0 ... {experts - 1}", int(row.max()))
+        outside = row[(row < 0) | (row >= experts)]
+        if len(outside):
+            raise DataError(f"{place}[{layer}]", f"experts must lie in 0 ... {experts - 1}", int(outside[0]))
         missing = np.setdiff1d(np.arange(experts), row)
         if len(missing):
             raise DataError(f"{place}[{layer}]", "every expert needs a slot; none for expert", int(missing[0]))

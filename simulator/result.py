@@ -1,6 +1,7 @@
 """What a simulation returns: settings, a flat summary, tables; saved as a folder, loaded as the same object."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # importing pandas takes a second; only those who look at tab
 Columns = Mapping[str, NDArray[Any]]
 TABLES = ("requests", "steps", "experts", "operators", "devices")
 _SETTINGS, _SUMMARY, _TIMELINE = "settings.json", "summary.json", "timeline.perfetto-trace"
+_FRESH, _OLD = "fresh", "old"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,23 +73,29 @@ class Result:
         """Write everything to `folder`, all or nothing; an earlier result there is replaced.
 
         Raises:
-            DataError: the folder holds something that is not a result.
+            DataError: the folder holds something that is not a result, or it cannot be written.
         """
         target = check_target(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            self._write(fresh)
-            _swap(fresh, target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            self._save(target)
+        except OSError as error:
+            raise DataError(str(folder), f"cannot be written ({error.strerror or error})") from error
         return target
+
+    def _save(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            self._write(work / _FRESH)
+            _swap(work, target)
+        finally:  # also when interrupted
+            _clean_up(work, target)
 
     def _write(self, folder: Path) -> None:
         import pyarrow as pa  # slow to import
         import pyarrow.parquet as pq
 
-        folder.chmod(0o755)  # mkdtemp makes private folders; results are for sharing
+        folder.mkdir()
         (folder / _SETTINGS).write_text(_json(self.settings), encoding="utf-8")
         for name, columns in self.tables.items():
             pq.write_table(pa.table(dict(columns)), folder / f"{name}.parquet", compression="zstd")
@@ -124,28 +132,43 @@ def is_result(folder: Path) -> bool:
 
 
 def check_target(folder: str | Path) -> Path:
-    """`folder` as a place where a result may be written.
+    """`folder` as a place where a result may be written; asked before a long run as well as after it.
 
     Raises:
-        DataError: it is a file, or a folder with something else in it.
+        DataError: it is a file, a folder with something else in it or one that cannot be replaced.
     """
-    target = Path(folder).absolute()
-    if target.is_file():
-        raise DataError(str(folder), "must be a folder, and is a file")
-    if target.is_dir() and any(target.iterdir()) and not is_result(target):
-        raise DataError(str(folder), "must be a new or empty folder, or an earlier result; it holds other files")
+    try:
+        target = Path(folder).resolve()
+        _check_contents(target, str(folder))
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, a loop of links, a null character
+        raise DataError(str(folder), f"cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    if target.is_mount() or Path.cwd().is_relative_to(target):  # saving replaces the folder by a new one
+        raise DataError(str(folder), "must not be a mount point, the working folder or one above; it is replaced")
+    holder = next(parent for parent in target.parents if parent.exists())
+    if not holder.is_dir() or not os.access(holder, os.W_OK | os.X_OK):
+        raise DataError(str(folder), f"must be in a folder that can be written, which {holder} is not")
     return target
 
 
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` in the place of `target`; two renames, so there is no half-written result at any time."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.rename(old / target.name)
-    fresh.rename(target)
-    shutil.rmtree(old)
+def _check_contents(target: Path, place: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise DataError(place, "must be a folder, and is a file")
+    if target.is_dir() and any(target.iterdir()) and not is_result(target):
+        raise DataError(place, "must be a new or empty folder, or an earlier result; it holds other files")
+
+
+def _swap(work: Path, target: Path) -> None:
+    """Put the new result in the place of `target`; there is no half-written result at any time."""
+    if target.exists():
+        target.rename(work / _OLD)
+    (work / _FRESH).rename(target)
+
+
+def _clean_up(work: Path, target: Path) -> None:
+    """Bring back the earlier result if the new one did not take its place, and remove what is left."""
+    if (work / _OLD).exists() and not target.exists():
+        (work / _OLD).rename(target)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _json(values: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@ load_scenario: text -> `Scenario`, names and settings, validated.
 prepare: `Scenario` -> `Setup`, with model, system, requests and routing loaded and checked against each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config, Document, Reference, find, override, validate
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, InputError
 from moesim.hw_models.system import System, load_system, system_document
 from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
 from moesim.simulator.parallelism import Parallelism, check_parallelism
@@ -26,18 +27,25 @@ from moesim.workloads.routing_trace import RoutingTrace
 REFERENCES = {"model": "models", "system": system_document, "system.device": "devices", "requests": "requests"}
 """Keys of a scenario that name other configurations, and where those are found."""
 
+Named = str | dict[str, Any]
+_MAX_REQUESTS = 10**8
+_LATEST_ARRIVAL_S = 1e8
+"""Three years; there the clock, a float64, still tells times 15 ns apart, a hundredth of the shortest kernel."""
+
 
 class Scenario(Config):
     """What to simulate. `model`, `system` and `requests` are names of shipped configurations, paths, or mappings."""
 
-    model: Any = Field(description="name, path of a YAML file or a Hugging Face config.json, or mapping")
-    system: Any = Field(description="name such as h100-sxm-8, path, or mapping")
-    requests: Any = Field(description="name, path of a YAML, CSV or JSONL file, or mapping")
-    num_requests: PositiveInt | None = Field(None, description="take only the first so many requests")
+    model: Named = Field(description="name, path of a YAML file or a Hugging Face config.json, or mapping")
+    system: Named = Field(description="name such as h100-sxm-8, path, or mapping")
+    requests: Named = Field(description="name, path of a YAML, CSV or JSONL file, or mapping")
+    num_requests: int | None = Field(
+        None, ge=1, le=_MAX_REQUESTS, description="take only the first so many requests"
+    )
     concurrency: PositiveInt | None = Field(
         None, description="closed loop: so many requests in flight, arrivals ignored"
     )
-    routing: Any = Field("uniform", description="uniform, zipf:EXPONENT, a shipped profile, a profile or trace file")
+    routing: Named = Field("uniform", description="uniform, zipf:EXPONENT, a shipped profile, a profile or trace file")
     parallelism: Parallelism | None = Field(None, description="tp, dp, ep; without it tp = number of devices")
     placement: str = Field("contiguous", description="contiguous, or the path of a placement file")
     scheduler: SchedulerSettings = SchedulerSettings()
@@ -67,7 +75,9 @@ def load_scenario(reference: Reference, assignments: Sequence[str] = ()) -> tupl
     Raises:
         ConfigError: all broken rules at once, each with its place.
     """
-    document = override(find("scenarios", reference), assignments, REFERENCES)
+    document = find("scenarios", reference)
+    if isinstance(document.data, dict):
+        document = override(document, assignments, REFERENCES)
     return validate(Scenario, document), document
 
 
@@ -75,56 +85,131 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
     """Load what the scenario names and check that it fits together.
 
     Raises:
-        InputError: something is missing or broken, the parallelism does not divide, or the memory does not suffice.
+        InputError: something is missing or broken, the parallelism does not divide, or the memory does not suffice. What
+            is wrong with model, system, requests and routing is reported at once.
     """
-    model = load_model(document.child("model"))
-    system = load_system(document.child("system"))
-    parallelism = _parallelism(scenario, document, system)
-    check_parallelism(model, parallelism, document.place(("parallelism",)))
     request_rng, routing_rng = np.random.default_rng(scenario.seed).spawn(2)
-    routing = load_routing(_optional(document, "routing", scenario.routing)) if model.moe_layers else None
-    requests = _requests(scenario, document, routing, request_rng)
+    model, system, routing, requests = _load_parts(scenario, document, request_rng)
+    parallelism = _parallelism(scenario, document, model, system)
+    placement = _placement(scenario, document, model, parallelism)
     router = _router(model, routing, routing_rng, requests)
-    memory = _memory(scenario, model, system, parallelism, requests)
     return Setup(
         scenario=scenario,
         model=model,
         system=system,
         parallelism=parallelism,
-        placement=load_placement(scenario.placement, model, parallelism.ep, document.folder) if router else None,
+        placement=placement,
         requests=requests,
         router=router,
         routing_source=router.profile.source if router else "none, the model is dense",
         cache=KvCache.of(model, parallelism.tp, scenario.scheduler.block_tokens),
-        memory=memory,
+        memory=_memory(scenario, model, system, parallelism, placement, requests),
     )
 
 
-def _optional(document: Document, key: str, default: str) -> Reference:
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+def _load_parts(
+    scenario: Scenario, document: Document, rng: np.random.Generator
+) -> tuple[Model, System, Routing, Requests]:
+    """What the scenario names, or all that is wrong with it."""
+    errors: list[InputError] = []
+    with _noting(errors):
+        model = load_model(document.child("model"))
+    with _noting(errors):
+        system = load_system(document.child("system"))
+    routing = None
+    with _noting(errors):
+        routing = load_routing(_optional(document, "routing", scenario.routing))
+    if routing is not None or not _is_trace(scenario.requests):  # those of a trace need it
+        with _noting(errors):
+            requests = _requests(scenario, document, routing, rng)
+    _raise_all(errors)
+    return model, system, routing, requests
+
+
+@contextmanager
+def _noting(errors: list[InputError]) -> Iterator[None]:
+    """Note what is wrong and go on, so that a user sees everything at once."""
+    try:
+        yield
+    except InputError as error:
+        errors.append(error)
+
+
+def _raise_all(errors: Sequence[InputError]) -> None:
+    """Raise the only one of `errors`, or one with the messages of all; nothing if there is none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        joined = InputError(errors[0].place, errors[0].rule, errors[0].got)
+        joined.args = ("\n".join(str(error) for error in errors),)
+        raise joined
+
+
+def _optional(document: Document, key: str, default: Named) -> Reference:
     """The part under `key`, or the default where the document does not have it."""
     return document.child(key) if key in document.data else default
 
 
-def _parallelism(scenario: Scenario, document: Document, system: System) -> Parallelism:
-    """The scenario's parallelism, which must use every device; without one, tensor parallelism over all."""
-    parallelism = scenario.parallelism or Parallelism(tp=system.device_count)
-    if parallelism.devices != system.device_count:
-        rule = f"dp * tp must be the {system.device_count} devices of {system.name}"
-        raise ConfigError(document.place(("parallelism",)), rule, parallelism.devices)
-    return parallelism
+def _is_trace(requests: Named) -> bool:
+    return (requests if isinstance(requests, str) else requests.get("kind")) == "trace"
 
 
 def _requests(scenario: Scenario, document: Document, routing: Routing | None, rng: np.random.Generator) -> Requests:
     trace = routing if isinstance(routing, RoutingTrace) else None
     requests = load_requests(document.child("requests"), rng, num_requests=scenario.num_requests, trace=trace)
-    if scenario.concurrency is None:
-        return requests
-    return replace(requests, arrival_s=np.zeros(len(requests)), concurrency=scenario.concurrency)
+    if scenario.concurrency is not None:
+        return replace(requests, arrival_s=np.zeros(len(requests)), concurrency=scenario.concurrency)
+    last_s = float(requests.arrival_s[-1])
+    if not last_s <= _LATEST_ARRIVAL_S:
+        rule = f"the last request must arrive within {_LATEST_ARRIVAL_S:g} s, else the clock cannot resolve steps"
+        raise ConfigError(document.place(("requests",)), rule, last_s)
+    return requests
 
 
-def _router(model: Model, routing: Routing | None, rng: np.random.Generator, requests: Requests) -> Router | None:
+# --- how they fit together ---------------------------------------------------------------------------------------
+
+
+def _parallelism(scenario: Scenario, document: Document, model: Model, system: System) -> Parallelism:
+    """The scenario's parallelism, which must use every device; without one, tensor parallelism over all.
+
+    Raises:
+        ConfigError: every rule that is broken, a line each.
+    """
+    parallelism = scenario.parallelism or Parallelism(tp=system.device_count)
+    place = _parallelism_place(scenario, document)
+    errors: list[InputError] = []
+    if parallelism.devices != system.device_count:
+        rule = f"dp * tp must be the {system.device_count} devices of {system.name}"
+        errors.append(ConfigError(place, rule, parallelism.devices))
+    with _noting(errors):
+        check_parallelism(model, parallelism, place)
+    _raise_all(errors)
+    return parallelism
+
+
+def _parallelism_place(scenario: Scenario, document: Document) -> str:
+    """Where the parallelism was given: in the file, on the command line, or by the number of devices."""
+    if scenario.parallelism is None:
+        return f"{document.place(('system',))}: parallelism"
+    given = (("parallelism", key) for key in Parallelism.model_fields)
+    return document.place(next((path for path in given if document.is_set(path)), ("parallelism",)))
+
+
+def _placement(
+    scenario: Scenario, document: Document, model: Model, parallelism: Parallelism
+) -> Placement | None:
+    if "placement" not in document.data:
+        return load_placement(scenario.placement, model, parallelism.ep)
+    part = document.child("placement")
+    return load_placement(scenario.placement, model, parallelism.ep, part.folder, part.place())
+
+
+def _router(model: Model, routing: Routing, rng: np.random.Generator, requests: Requests) -> Router | None:
     """The router; a trace is replayed if the requests are its own, else its statistics are drawn from."""
-    if routing is None:
+    if not model.moe_layers:
         return None
     block = model.moe_layers[0][1]
     replay = isinstance(routing, RoutingTrace) and requests.source == routing.source
@@ -132,9 +217,15 @@ def _router(model: Model, routing: Routing | None, rng: np.random.Generator, req
 
 
 def _memory(
-    scenario: Scenario, model: Model, system: System, parallelism: Parallelism, requests: Requests
+    scenario: Scenario,
+    model: Model,
+    system: System,
+    parallelism: Parallelism,
+    placement: Placement | None,
+    requests: Requests,
 ) -> MemoryPlan:
     settings = scenario.scheduler
     longest = int((requests.prompt_tokens + requests.output_tokens).max()) - 1  # the last token is never fed back
-    demand = Demand(settings.memory_utilization, settings.token_budget, settings.block_tokens, longest)
+    slots = None if placement is None else int(placement.slots.shape[1])
+    demand = Demand(settings.memory_utilization, settings.token_budget, settings.block_tokens, longest, slots)
     return check_capacity(model, system, parallelism, demand)

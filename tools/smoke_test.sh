@@ -7,7 +7,8 @@ python=$(realpath --no-symlinks "$1")
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export PIP_CONSTRAINT="$root/constraints.txt" PIP_BUILD_CONSTRAINT="$root/constraints.txt"
+cd "$root"
+export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt  # relative: pip splits them at spaces
 unset PYTHONPATH
 
 echo "building the wheel"

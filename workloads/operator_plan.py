@@ -25,7 +25,7 @@ _DYNAMIC_COLUMNS = (
     "decode_flops",
     "decode_read_bytes",
 )
-_DYNAMIC = ("m", "flops", "read", "write", "decode_flops", "decode_read")
+_DYNAMIC = ("m", "decode_m", "flops", "read", "write", "decode_flops", "decode_read")
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,11 @@ class OperatorPlan:
         """Step-dependent columns of the rows outside the experts: [dp rank, operator] flattened."""
         count = len(self.operators)
         values = (features @ self._coefficients).reshape(self.dp, len(_DYNAMIC), count).transpose(1, 0, 2)
-        m, flops, read, write, decode_flops, decode_read = values.reshape(len(_DYNAMIC), self.dp * count)
+        m, decode_m, flops, read, write, decode_flops, decode_read = values.reshape(len(_DYNAMIC), self.dp * count)
         weights = np.where(values[0] > 0, self._weight_bytes, 0.0).ravel()
         return {
             "m": m.astype(np.int64),
+            "decode_m": decode_m.astype(np.int64),
             "flops": flops,
             "weight_bytes_read": weights,
             "read_bytes": read,
@@ -140,7 +141,7 @@ def _coefficient_matrix(plan: OperatorPlan) -> NDArray[np.float64]:
     matrix = np.zeros((features, len(_DYNAMIC), len(plan.operators)))
     for index, operator in enumerate(plan.operators):
         matrix[operator.m, 0, index] = 1.0
-        linears = (operator.flops, operator.read, operator.write, operator.decode_flops, operator.decode_read)
+        linears = tuple(getattr(operator, name) for name in _DYNAMIC[1:])
         for column, linear in enumerate(linears, start=1):
             _add_linear(matrix[:, column, index], linear)
     return matrix.reshape(features, -1)
@@ -187,6 +188,7 @@ def _template(plan: OperatorPlan) -> OperatorTable:
         "grouped_rows": np.arange(experts) + plan.dp * len(plan.operators),
         "expert_tokens": np.zeros((experts, shape.slots if shape else 0), dtype=np.int64),
         "m": none.astype(np.int64),
+        "decode_m": none.astype(np.int64),
     }
     return OperatorTable(**static, **dict.fromkeys(_DYNAMIC_COLUMNS, none))  # type: ignore[arg-type]  # by name
 
@@ -227,6 +229,7 @@ def _expert_columns(
     none = np.zeros(len(total))
     return {
         "m": total,
+        "decode_m": np.zeros_like(total),
         "flops": total * (2.0 * hidden * inner * (up + 1)),
         "weight_bytes_read": touched * shape.expert_bytes,
         "read_bytes": total * ((hidden + (up + 1) * inner) * activation_bytes),

@@ -6,7 +6,7 @@ from layer to layer and device to device, so each (layer, expert-parallel rank) 
 tokens of each expert alongside.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +73,7 @@ class OperatorTable:
     weight_bytes_read: Floats
     read_bytes: Floats  # activations and KV cache
     write_bytes: Floats
+    decode_m: Ints  # attention: the decode sequences' share of `m`; 0 elsewhere
     decode_flops: Floats  # attention: the decode sequences' share of `flops`; 0 elsewhere
     decode_read_bytes: Floats  # attention: the decode sequences' share of `read_bytes`; 0 elsewhere
     grouped_rows: Ints  # the rows of form grouped_gemm, ascending
@@ -80,3 +81,16 @@ class OperatorTable:
 
     def __len__(self) -> int:
         return len(self.operator)
+
+    def take(self, rows: Ints) -> "OperatorTable":
+        """The given rows, in the given order."""
+        position = np.full(len(self), -1)
+        position[self.grouped_rows] = np.arange(len(self.grouped_rows))
+        grouped = np.flatnonzero(position[rows] >= 0)
+        columns = {
+            column.name: getattr(self, column.name)[rows]
+            for column in fields(self)
+            if column.name not in {"operators", "grouped_rows", "expert_tokens"}
+        }
+        expert_tokens = self.expert_tokens[position[rows][grouped]]
+        return replace(self, **columns, grouped_rows=grouped, expert_tokens=expert_tokens)

@@ -55,6 +55,7 @@ class Operator:
     flops: Linear = ()
     read: Linear = ()
     write: Linear = ()
+    decode_m: Linear = ()
     decode_flops: Linear = ()
     decode_read: Linear = ()
 
@@ -268,6 +269,7 @@ def _attend(
         flops=((feature(window, PREFILL_PAIRS), pair_flops[0]), decode_flops),
         read=(*per_token, (feature(window, PREFILL_KEYS), key_bytes[0]), decode_read),
         write=per_token,
+        decode_m=((DECODE_TOKENS, 1.0),),
         decode_flops=(decode_flops,),
         decode_read=(decode_read, (DECODE_TOKENS, moved[1])),
     )

@@ -25,6 +25,8 @@ TOKENS = np.unique(np.geomspace(1, 20_000, 120).astype(np.int64))
 SHAPES = ((4096, 4096), (7168, 256), (32, 5120), (51_200, 2048))
 ROUNDING = 1e-12
 """Relative room for the order of floating-point sums."""
+FEW_PERCENT = 0.05
+"""Room for a model that prices traffic of queries and results in a mixed step otherwise than in decode alone."""
 
 
 class ProcessorSuite(ABC):
@@ -113,6 +115,12 @@ class ProcessorSuite(ABC):
         assert mixed_s > processor.price(prefill).time_s[0]
         assert mixed_s > processor.price(decode).time_s[0]
 
+    def test_a_few_prefill_tokens_do_not_speed_up_decode(self, processor: Processor) -> None:
+        prefill, decode = attention_table(1, 1, 0), attention_table([1, 64, 1024], 1, 500)
+        alone_s = processor.price(decode).time_s
+        mixed_s = processor.price(added(concatenated([prefill] * 3), decode)).time_s
+        assert np.all(mixed_s >= alone_s * (1 - FEW_PERCENT))
+
     def test_never_below_the_roofline(self, processor: Processor) -> None:
         tables = [gemm_table(TOKENS, *shape) for shape in SHAPES] + [
             gemm_table(TOKENS, 8192, 8192, "mxfp4"),
@@ -181,5 +189,5 @@ def assert_rising(processor: Processor, table: OperatorTable) -> None:
 
 def added(prefill: OperatorTable, decode: OperatorTable) -> OperatorTable:
     """One attention row with the work of both."""
-    columns = ("m", "flops", "read_bytes", "write_bytes", "decode_flops", "decode_read_bytes")
+    columns = ("m", "flops", "read_bytes", "write_bytes", "decode_m", "decode_flops", "decode_read_bytes")
     return replace(prefill, **{name: getattr(prefill, name) + getattr(decode, name) for name in columns})

@@ -30,6 +30,7 @@ _DTYPES = {
     "n": np.int64,
     "k": np.int64,
     "groups": np.int64,
+    "decode_m": np.int64,
     "up_matrices": np.int8,
 }
 
@@ -136,6 +137,7 @@ def attention_table(
         flops=flops,
         read_bytes=read,
         write_bytes=query_bytes,
+        decode_m=np.where(decodes, b * n, 0),
         decode_flops=np.where(decodes, flops, 0.0),
         decode_read_bytes=np.where(decodes, read, 0.0),
     )

@@ -53,7 +53,11 @@ def test_a_device_can_be_a_file_or_a_mapping(tmp_path: Path) -> None:
     ("old", "new", "rule"),
     [
         ("4.8 TB/s", "4.8 TB", "processors.gpu.*dram_bandwidth.value"),
-        ("weights_dram_sustained:\n        value: 0", "weights_dram_sustained:\n        value: 1", "weights_dram_sustained"),
+        (
+            "weights_dram_sustained:\n        value: 0",
+            "weights_dram_sustained:\n        value: 1",
+            "weights_dram_sustained",
+        ),
         ("fit: gemm_bf16", "fit: gemm", "must be one of fits"),
         ("kind: gpu", "kind: abacus", "kind"),
         ("80.3 W", "80.3 kg", "idle_power"),

@@ -146,11 +146,13 @@ def test_power_at_full_load_stays_within_the_design_power() -> None:
             assert device.idle_w < device.idle_w + cost.energy_j[0] / cost.time_s[0] <= device.config.design_power.value
 
 
-def test_energy_is_computing_plus_memory(h200: GPU) -> None:
+def test_energy_is_computing_plus_memory_plus_being_active(h200: GPU) -> None:
     config, table = h200.config, gemm_table(100, 3000, 2000)
     nbytes = table.weight_bytes_read[0] + table.read_bytes[0] + table.write_bytes[0]
+    cost = h200.price(table)
     expected = table.flops[0] * config.formats["bf16"].energy.value + nbytes * config.dram_energy.value
-    assert h200.price(table).energy_j[0] == pytest.approx(expected, rel=1e-12)
+    expected += cost.time_s[0] * config.active_power.value
+    assert cost.energy_j[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_what_was_not_measured_is_extrapolated(h200: GPU) -> None:

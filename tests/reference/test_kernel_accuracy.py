@@ -3,6 +3,7 @@
 Shapes of the data sets are turned into operator tables here; nothing is fitted here.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU
 from moesim.hw_models.interconnect import COLLECTIVES, CollectiveTable
 from moesim.hw_models.system import load_system
-from moesim.workloads.operator_table import OperatorTable
+from moesim.workloads.operator_table import DTYPE_CODES, OperatorTable
 from tests.conformance.tables import attention_table, experts_table, gemm_table
 
 pytestmark = pytest.mark.reference
@@ -28,10 +29,11 @@ MEASURED_WEIGHTS = {"bf16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", 
 Errors = NDArray[np.float64]
 
 
-def measured(data: Path, device: str, operation: str, file: str) -> pd.DataFrame:
+def measured(data: Path, device: str, operation: str, file: str, source: tuple[str, str] | None = None) -> pd.DataFrame:
+    """A table of the data set; `source` is framework and version, by default vLLM, and NCCL for collectives."""
     folder = data / "kernels/aiconfigurator" / device.replace("-", "_") / operation
-    version = ("nccl", NCCL[device]) if operation == "comm" else ("vllm", VLLM[device])
-    return pd.read_parquet(folder.joinpath(*version) / f"{file}_perf.parquet")
+    default = ("nccl", NCCL[device]) if operation == "comm" else ("vllm", VLLM[device])
+    return pd.read_parquet(folder.joinpath(*(source or default)) / f"{file}_perf.parquet")
 
 
 def relative_errors(device: str, table: OperatorTable, latency_ms: pd.Series) -> Errors:
@@ -42,7 +44,8 @@ def relative_errors(device: str, table: OperatorTable, latency_ms: pd.Series) ->
 
 
 def gemm_errors(data: Path, device: str, weights: str) -> Errors:
-    rows = measured(data, device, "gemm", "gemm")
+    deep_gemm = ("sglang", "0.5.14") if weights == "fp8_block" else None
+    rows = measured(data, device, "gemm", "gemm", deep_gemm)
     rows = rows[rows.gemm_dtype == MEASURED_WEIGHTS[weights]]
     return relative_errors(device, gemm_table(rows.m, rows.n, rows.k, weights), rows.latency)
 
@@ -61,7 +64,8 @@ def skewed_tokens(
     low, high = (1.0, tokens * 0.8) if tokens * top_k > experts else (0.01, 2.0)
     ends = np.array([low, high]) ** (1 - exponent)
     popularity = (ends[0] + rng.random(experts) * (ends[1] - ends[0])) ** (1 / (1 - exponent))
-    counts: NDArray[np.int64] = np.minimum(np.rint(popularity / popularity.sum() * tokens * top_k).astype(np.int64), tokens)
+    expected = popularity / popularity.sum() * tokens * top_k
+    counts: NDArray[np.int64] = np.minimum(np.rint(expected).astype(np.int64), tokens)
     most_popular = np.argsort(-popularity)
     counts[most_popular[: max(0, counts.sum() - tokens * top_k)]] -= 1
     while missing := tokens * top_k - counts.sum():
@@ -117,10 +121,34 @@ def attention_errors(data: Path, device: str, phase: str) -> Errors:
     return np.concatenate(errors)
 
 
+def latent_attention_errors(data: Path) -> Errors:
+    """Decode of DeepSeek's latent attention: 512 latent and 64 rotary elements per token, shared by all heads."""
+    rows = measured(data, "h200-sxm", "mla", "generation_mla", ("trtllm", "1.3.0rc20"))
+    latent, cached, expanded = 512, 576, 320
+    table = attention_table(rows.batch_size, 1, rows.step, heads=rows.num_heads, kv_heads=1, head_dim=expanded)
+    pairs = (rows.batch_size * (rows.step + 1)).to_numpy(np.float64)
+    heads, sequences = rows.num_heads.to_numpy(np.float64), rows.batch_size.to_numpy(np.float64)
+    cache_bytes = rows.kv_cache_dtype.map({"bfloat16": 2.0, "fp8": 1.0}).to_numpy()
+    flops = 2.0 * heads * (cached + latent) * pairs
+    read = cached * cache_bytes * pairs + 2.0 * cached * heads * sequences
+    table = replace(
+        table,
+        weight_dtype=np.where(cache_bytes == 1, DTYPE_CODES["fp8"], DTYPE_CODES["bf16"]).astype(np.int8),
+        k=np.full(len(rows), cached),
+        flops=flops,
+        decode_flops=flops,
+        read_bytes=read,
+        decode_read_bytes=read,
+        write_bytes=2.0 * latent * heads * sequences,
+    )
+    return relative_errors("h200-sxm", table, rows.latency)
+
+
 GEMMS = [(device, "bf16", 0.12) for device in VLLM] + [(device, "fp8", 0.25) for device in ("h100-sxm", "h200-sxm")]
 EXPERTS = [(device, "bf16", 0.25) for device in VLLM]
 EXPERTS += [(device, weights, 0.15) for device in ("h100-sxm", "h200-sxm") for weights in ("fp8_block", "mxfp4")]
 ATTENTION = [(device, phase, 0.25) for device in VLLM for phase in ("context", "generation")]
+GEMMS += [("h200-sxm", "fp8_block", 0.25)]
 FITS = {"context": "prefill_attention", "generation": "decode_attention"}
 
 
@@ -146,6 +174,19 @@ def test_experts(reference_data: Path, device: str, weights: str, limit: float) 
 @pytest.mark.parametrize(("device", "phase", "limit"), ATTENTION)
 def test_attention(reference_data: Path, device: str, phase: str, limit: float) -> None:
     check(device, FITS[phase], attention_errors(reference_data, device, phase), limit)
+
+
+def test_latent_attention(reference_data: Path) -> None:
+    check("h200-sxm", "latent_decode_attention", latent_attention_errors(reference_data), 0.2)
+
+
+@pytest.mark.parametrize("device", VLLM)
+def test_every_calibration_is_checked_here(device: str) -> None:
+    checked = {f"gemm_{weights}" for name, weights, _ in GEMMS if name == device}
+    checked |= {f"experts_{weights}" for name, weights, _ in EXPERTS if name == device} | set(FITS.values())
+    processor = load_device(device).processor
+    assert isinstance(processor, GPU)
+    assert checked | ({"latent_decode_attention"} if device == "h200-sxm" else set()) == set(processor.config.fits)
 
 
 @pytest.mark.parametrize("system", VLLM)

@@ -1,9 +1,10 @@
 """The `moesim` command. Only this package prints, reads flags and sets exit codes.
 
-Exit codes: 0 done, 2 wrong input (one message on stderr), 130 interrupted.
+Exit codes: 0 done, 2 wrong input (what is wrong on stderr, a line per broken rule), 130 interrupted.
 """
 
 import sys
+from io import TextIOWrapper
 
 from moesim.cli.app import app
 from moesim.errors import InputError
@@ -13,11 +14,14 @@ _WRONG_INPUT, _INTERRUPTED = 2, 130
 
 def main() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
     try:
         app()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(_WRONG_INPUT)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was written\n")
-        sys.exit(_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
+            sys.stderr.write("interrupted; an unfinished simulation writes nothing\n")
+        raise

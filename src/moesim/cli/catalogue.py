@@ -1,36 +1,38 @@
 """`moesim models` and `moesim hardware`: what ships, and what it says about itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from moesim.cli.output import print_json, si
-from moesim.configs.loader import shipped
+from moesim.cli.output import print_json, show, si, table
+from moesim.configs.loader import Document, find, shipped
+from moesim.configs.rules import did_you_mean
 from moesim.errors import ConfigError
 from moesim.hw_models.device import Device, describe, load_device
-from moesim.hw_models.parameters import ParameterRow, parameter_rows
-from moesim.hw_models.system import System, load_system
+from moesim.hw_models.parameters import ParameterRow, parameters
+from moesim.hw_models.system import System, describe_links, load_system
 from moesim.workloads.models import LatentAttention, Model, load_model
 from moesim.workloads.operator_table import DTYPES
 
-_WIDE = 160  # columns of text when the output is not a terminal
+_FILES = (".yaml", ".yml", ".json")
 
 
 def list_models(*, as_json: bool) -> None:
     """Table of the shipped models."""
     models = [load_model(name) for name in shipped("models")]
     if as_json:
-        print_json({"models": [_model_facts(model) for model in models]})
+        print_json({}, {"models": [_model_facts(model) for model in models]})
         return
-    table = _table("model", "parameters", "active", "weights", "layers", "experts", "top-k", "attention")
+    numbers = ("params", "active", "weights", "layers", "experts")
+    overview = table("model", *numbers, "attention", right=numbers)
     for model in models:
         facts = _model_facts(model)
-        routed = (str(facts["experts"]), str(facts["top_k"])) if facts["experts"] else ("-", "-")
+        routed = f"{facts['top_k']} of {facts['experts']}" if facts["experts"] else "-"
         sizes = (si(facts["parameters"], ""), si(facts["active_parameters"], ""), si(facts["weight_bytes"], "B"))
-        table.add_row(model.name, *sizes, str(facts["layers"]), *routed, facts["attention"])
-    _console().print(table)
+        overview.add_row(model.name, *sizes, str(facts["layers"]), routed, facts["attention"])
+    show(overview)
 
 
 def show_model(reference: str, *, as_json: bool) -> None:
@@ -38,18 +40,16 @@ def show_model(reference: str, *, as_json: bool) -> None:
     model = load_model(reference)
     facts = _model_facts(model)
     if as_json:
-        print_json({"model": facts, "configuration": model.model_dump(mode="json", by_alias=True)})
+        print_json({"model": reference}, facts | {"configuration": model.model_dump(mode="json", by_alias=True)})
         return
-    table = _table("", "", header=False)
+    values = table("", "", header=False)
     for name, value in facts.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    console = _console()
-    console.print(table)
-    groups = _table("layers", "attention", "feed-forward")
+        values.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    groups = table("layers", "attention", "feed-forward")
     for group in model.groups:
         for layer in group.pattern:
             groups.add_row(f"{group.repeat} x", _settings(layer.attention), _settings(layer.ffn))
-    console.print(groups)
+    show(values, groups)
 
 
 def _model_facts(model: Model) -> dict[str, Any]:
@@ -87,50 +87,18 @@ def _settings(block: Any) -> str:
 def list_hardware(*, as_json: bool) -> None:
     """Shipped devices, and the systems made of them."""
     devices = [load_device(name) for name in shipped("devices")]
-    systems = [load_system(name) for name in shipped("systems")]
+    systems = {name: load_system(name) for name in shipped("systems")}
     if as_json:
-        names = [{"name": name, "device": system.device.name} for name, system in zip(shipped("systems"), systems, strict=True)]
-        print_json({"devices": [_device_facts(device) for device in devices], "systems": names})
+        facts = [_system_facts(name, system) for name, system in systems.items()]
+        print_json({}, {"devices": [_device_facts(device) for device in devices], "systems": facts})
         return
-    table = _table("device", "memory", "idle", "title")
+    chips = table("device", "memory", "idle", "", right=("memory", "idle"))
     for device in devices:
-        table.add_row(device.name, si(device.memory_bytes, "B"), f"{device.idle_w:.0f} W", device.config.title)
-    console = _console()
-    console.print(table)
-    table = _table("system", "device", "per node", "title")
-    for name, system in zip(shipped("systems"), systems, strict=True):
-        table.add_row(f"{name}-N", system.device.name, str(system.config.devices_per_node), system.config.title)
-    console.print(table)
-    console.print("N is the number of devices, such as h100-sxm-8.")
-
-
-def show_hardware(name: str, *, as_json: bool) -> None:
-    """Parameters of one device, or of a system's links and its device."""
-    subject = load_device(name) if name in shipped("devices") else _system(name)
-    rows = describe(subject.device) if isinstance(subject, System) else describe(subject)
-    links = _link_rows(subject) if isinstance(subject, System) else []
-    if as_json:
-        print_json({"name": subject.name, "parameters": [row._asdict() for row in [*links, *rows]]})
-        return
-    table = _table("parameter", "value", "source", "error of the fit")
-    for row in [*links, *rows]:
-        table.add_row(*row)
-    console = _console()
-    console.print(f"[bold]{subject.name}[/bold]  {subject.config.title}")
-    console.print(table)
-
-
-def _system(name: str) -> System:
-    try:
-        return load_system(name)
-    except ConfigError as error:
-        known = ", ".join([*shipped("devices"), *(f"{system}-N" for system in shipped("systems"))])
-        raise ConfigError(error.place, f"{error.rule}; devices and systems: {known}", error.got) from None
-
-
-def _link_rows(system: System) -> list[ParameterRow]:
-    links = {"intra_node": system.config.intra_node, "inter_node": system.config.inter_node}
-    return [row for name, link in links.items() for row in parameter_rows(link, link.fits, f"{name}.")]
+        chips.add_row(device.name, si(device.memory_bytes, "B"), f"{device.idle_w:.0f} W", device.config.title)
+    clusters = table("system", "device", "per node", "", right=("per node",))
+    for name, system in systems.items():
+        clusters.add_row(f"{name}-N", system.device.name, str(system.config.devices_per_node), system.config.title)
+    show(chips, clusters, Text("N is the number of devices, such as h100-sxm-8."))
 
 
 def _device_facts(device: Device) -> dict[str, Any]:
@@ -142,13 +110,59 @@ def _device_facts(device: Device) -> dict[str, Any]:
     }
 
 
-def _table(*columns: str, header: bool = True) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_header=header, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def _system_facts(name: str, system: System) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": system.config.title,
+        "device": system.device.name,
+        "devices_per_node": system.config.devices_per_node,
+    }
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
+def show_hardware(name: str, *, as_json: bool) -> None:
+    """Parameters of one device, or of a system's links and its device."""
+    subject = _hardware(name)
+    device = subject.device if isinstance(subject, System) else subject
+    rows = [*(describe_links(subject) if isinstance(subject, System) else []), *describe(device)]
+    if as_json:
+        values = [*(parameters(subject.config) if isinstance(subject, System) else []), *parameters(device.config)]
+        numbers = [{"value": parameter.value, "unit": parameter.unit} for _, parameter in values]
+        facts = [row._asdict() | number for row, number in zip(rows, numbers, strict=True)]
+        print_json({"hardware": name}, {"name": subject.name, "title": subject.config.title, "parameters": facts})
+        return
+    show(Text(f"{subject.name}  ", style="bold").append(subject.config.title, style="not bold"), *_with_sources(rows))
+
+
+def _with_sources(rows: Sequence[ParameterRow]) -> tuple[Table, Table]:
+    """Parameters with the number of their source, and the sources, of which many parameters share one."""
+    texts = [f"{row.source}, error {row.error}" if row.error else row.source for row in rows]
+    sources = {text: f"[{number}]" for number, text in enumerate(dict.fromkeys(texts), start=1)}
+    values = table("parameter", "value", "source", right=("value",))
+    for row, text in zip(rows, texts, strict=True):
+        values.add_row(row.name, row.value, sources[text])
+    legend = Table.grid(padding=(0, 1))
+    for text, number in sources.items():
+        legend.add_row(f" {number}", text)
+    return values, legend
+
+
+def _hardware(name: str) -> Device | System:
+    """A device or system by shipped name or path; the contents of a file say which it is.
+
+    Raises:
+        ConfigError: there is neither, or its description breaks a rule.
+    """
+    devices, systems = shipped("devices"), shipped("systems")
+    if name in devices:
+        return load_device(name)
+    if "/" in name or name.endswith(_FILES):
+        return load_device(name) if _is_device(find("systems", name)) else load_system(name)
+    if name in systems or name.rpartition("-")[0] in systems:
+        return load_system(name)
+    hint = did_you_mean(name, {*devices, *systems})
+    rule = f"must be a path, a device ({', '.join(devices)}) or a system ({', '.join(f'{s}-N' for s in systems)})"
+    raise ConfigError("hardware", f"{rule} ({hint})" if hint else rule, name)
+
+
+def _is_device(document: Document) -> bool:
+    return isinstance(document.data, dict) and "processors" in document.data

@@ -1,5 +1,6 @@
 """`moesim simulate`: flags to a scenario, a progress bar, a summary."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from moesim.cli.output import print_json
 from moesim.cli.summary import print_summary
-from moesim.errors import ConfigError
+from moesim.errors import ConfigError, InputError
 from moesim.simulator.result import Result, check_target
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 from moesim.simulator.simulate import run
@@ -23,19 +24,45 @@ def simulate_command(
     timeline: bool,
     as_json: bool,
 ) -> None:
-    """Run one simulation and print or save what came out."""
+    """Run one simulation and print or save what came out.
+
+    Args:
+        scenario: shipped name or path.
+        flags: values by key of the scenario, None where the flag was not given.
+        assignments: values of `--set`.
+        out: folder to save to.
+        timeline: also save a trace.
+        as_json: print JSON in place of the summary.
+    """
     if timeline and out is None:
         raise ConfigError("--timeline", "needs --out DIR, where the trace is saved")
     if out is not None:
         check_target(out)
-    edits = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    setup = prepare(*load_scenario(scenario, [*edits, *assignments]))
-    result = _run_with_progress(setup, timeline=timeline)
+    result = _run_with_progress(_prepare(scenario, flags, assignments), timeline=timeline)
     saved = None if out is None else result.save(out)
     if as_json:
-        print_json({"settings": result.settings, "results": result.summary, "out": str(saved) if saved else None})
+        print_json(result.settings, result.summary, out=str(saved) if saved else None)
     else:
         print_summary(result, saved)
+
+
+def _prepare(scenario: str, flags: Mapping[str, object], assignments: Sequence[str]) -> Setup:
+    """The scenario with the flags as edits before those of `--set`; errors name the flags as they were typed."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    edits = [f"{key}={json.dumps(value)}" for key, value in given.items()]  # quoted, so that text stays text
+    try:
+        return prepare(*load_scenario(scenario, [*edits, *assignments]))
+    except InputError as error:
+        message = str(error)
+        for key in given:
+            message = message.replace(f"--set {key}:", f"{_flag(key)}:")
+        error.args = (message,)
+        raise
+
+
+def _flag(key: str) -> str:
+    """`parallelism.tp` as `--tp`."""
+    return "--" + key.rpartition(".")[2].replace("_", "-")
 
 
 def _run_with_progress(setup: Setup, *, timeline: bool) -> Result:

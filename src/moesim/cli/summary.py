@@ -1,107 +1,109 @@
 """The summary of a simulation as a person wants to read it."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from moesim.cli.output import seconds, si
+from moesim.cli.output import number, seconds, show, table
 from moesim.simulator.metrics import PERCENTILES
 from moesim.simulator.result import Result
+
+Summary = Mapping[str, Any]
 
 _LATENCIES = {
     "ttft": "TTFT  arrival to first token",
     "itl": "ITL   between tokens",
-    "tpot": "TPOT  mean gap per request",
+    "tpot": "TPOT  mean gap of a request",
     "e2e": "E2E   arrival to last token",
 }
-_BAR_WIDTH = 28
+_BAR_WIDTH = 30
 _SMALLEST_SHARE = 0.005  # operators below half a percent of the busy time are summed up in one line
 
 
 def print_summary(result: Result, saved: Path | None) -> None:
     """Print the summary on stdout."""
-    console = Console(highlight=False)
-    parts = [_headline(result), _latency_table(result.summary), _facts_table(result.summary), _time_table(result.summary)]
-    console.print(Group(*parts))
-    if saved is not None:
-        console.print(f"saved to {saved}", soft_wrap=True)
+    summary = result.summary
+    footer = [] if saved is None else [Text(f"saved to {saved}", overflow="ignore", no_wrap=True)]
+    show(_headline(result), _latency_table(summary), _facts_table(result), _time_table(summary), *footer)
 
 
 def _headline(result: Result) -> Text:
-    what, p = result.settings["resolved"], result.settings["parallelism"]
-    degrees = " ".join(f"{name}={degree}" for name, degree in p.items())
-    loop = f"closed loop, {what['concurrency']} in flight" if what["concurrency"] else "open loop"
-    text = Text(f"{what['model']} on {what['system']}", style="bold")
-    text.append(f"  ({degrees}, {loop})\n", style="not bold")
-    text.append(f"requests: {what['requests']}\nrouting:  {what['routing']}", style="not bold dim")
-    return text
+    settings, resolved = result.settings, result.settings["resolved"]
+    degrees = " ".join(f"{name}={degree}" for name, degree in settings["parallelism"].items())
+    text = Text(f"{resolved['model']} on {resolved['system']}", style="bold")
+    text.append(f", {degrees}\n", style="not bold")
+    concurrency = resolved["concurrency"]
+    loop = f"closed loop with {concurrency} in flight" if concurrency else "open loop"
+    line = f"{result.summary['requests']:,} requests ({_reference(settings['requests'])}), {loop}"
+    return text.append(line + _routing(settings, resolved), style="not bold dim")
 
 
-def _latency_table(summary: Any) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("latency")
+def _routing(settings: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    """Where expert choices come from; nothing for a dense model."""
+    if resolved["routing"].startswith("none"):
+        return ""
+    adapted = " (adapted)" if "assumed to hold" in resolved["routing"] else ""
+    return f"; routing {_reference(settings['routing'])}{adapted}"
+
+
+def _reference(value: object) -> str:
+    """What the scenario says: a name, the name of a file, or the kind of a mapping."""
+    return Path(value).name if isinstance(value, str) else str(dict(value).get("kind", "inline"))  # type: ignore[call-overload]
+
+
+def _latency_table(summary: Summary) -> Table:
     names = ["mean", *(f"p{p}" for p in PERCENTILES)]
-    for name in names:
-        table.add_column(name, justify="right")
+    latencies = table("latency", *names, right=tuple(names))
     for key, label in _LATENCIES.items():
-        table.add_row(label, *(seconds(summary[f"{key}_{name}_s"]) for name in names))
-    return table
+        latencies.add_row(label, *(seconds(summary[f"{key}_{name}_s"]) for name in names))
+    return latencies
 
 
-def _facts_table(summary: Any) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
-    for _ in range(4):
-        table.add_column()
-    facts = _facts(summary)
-    for left, right in zip(facts[::2], [*facts[1::2], ("", "")][: len(facts[::2])], strict=True):
-        table.add_row(left[0], left[1], right[0], right[1])
-    return table
-
-
-def _facts(s: Any) -> list[tuple[str, str]]:
-    facts = [
-        ("requests", f"{s['requests']} in {seconds(s['duration_s'])}  ({s['requests_per_s']:.3g}/s)"),
-        ("steps", f"{s['steps']} of {seconds(s['step_mean_s'])}, {s['sequences_per_step_mean']:.3g} sequences each"),
-        ("output tokens", f"{si(s['output_tokens_per_s'], 'tok/s')}"),
-        ("per device", f"{si(s['output_tokens_per_s_per_device'], 'tok/s')}"),
-        ("all tokens", f"{si(s['total_tokens_per_s'], 'tok/s')}"),
-        ("energy", f"{s['energy_per_output_token_j']:.3g} J per output token"),
-        ("compute busy", f"{s['compute_utilization']:.1%} of the time"),
-        ("mean power", f"{s['mean_power_per_device_w']:.3g} W per device"),
-        ("network busy", f"{s['network_utilization']:.1%} of the time"),
-        ("KV cache", f"{s['kv_used_fraction_peak']:.1%} of {s['kv_capacity_bytes_per_device'] / 1e9:.3g} GB at most"),
-    ]
-    if s["expert_load_imbalance"] is not None:
-        facts.append(("expert load", f"busiest expert {s['expert_load_imbalance']:.3g}x the mean"))
-        facts.append(("rank load", f"busiest rank {s['rank_load_imbalance_mean']:.3g}x the mean"))
-    if s["preemptions"]:
-        facts.append(("preemptions", str(s["preemptions"])))
-    if s["dropped_requests"]:
-        facts.append(("dropped requests", f"{s['dropped_requests']} of zero length"))
-    if s["extrapolated_time_fraction"]:
-        facts.append(("extrapolated", f"{s['extrapolated_time_fraction']:.1%} of the time, outside fitted ranges"))
+def _facts_table(result: Result) -> Table:
+    facts = Table.grid(padding=(0, 2))
+    for label, fact in _facts(result.summary, result.settings["resolved"]["devices"]):
+        facts.add_row(Text(f" {label}", style="bold"), fact)
     return facts
 
 
-def _time_table(summary: Any) -> Table:
+def _facts(s: Summary, devices: int) -> Iterator[tuple[str, str]]:
+    """Label and text of each line."""
+    dropped = f", {s['dropped_requests']:,} of zero length dropped" if s["dropped_requests"] else ""
+    preempted = f", {s['preemptions']:,} preemptions" if s["preemptions"] else ""
+    rate = f"{number(s['requests_per_s'])}/s"
+    yield "requests", f"{s['requests']:,} in {seconds(s['duration_s'])}, {rate}{dropped}{preempted}"
+    share = f", {number(s['output_tokens_per_s_per_device'])} per device" if devices > 1 else ""
+    yield "throughput", f"{number(s['output_tokens_per_s'])} output tokens/s{share}"
+    yield "", f"{number(s['total_tokens_per_s'])} tokens/s with prompts"
+    yield "steps", f"{s['steps']:,} of {seconds(s['step_mean_s'])}, {number(s['sequences_per_step_mean'])} sequences each"
+    power = f"{number(s['mean_power_per_device_w'])} W per device"
+    yield "energy", f"{number(s['energy_per_output_token_j'])} J per output token, {power}"
+    yield (
+        "utilisation",
+        f"compute {s['compute_utilization']:.1%} of the time, network {s['network_utilization']:.1%}",
+    )
+    yield "KV cache", f"at most {s['kv_used_fraction_peak']:.1%} of {s['kv_capacity_bytes_per_device'] / 1e9:.1f} GB"
+    if s["expert_load_imbalance"] is not None:
+        rank = f", busiest rank {number(s['rank_load_imbalance_mean'])}x" if devices > 1 else ""
+        yield "expert load", f"busiest expert {number(s['expert_load_imbalance'])}x the mean{rank}"
+    if s["extrapolated_time_fraction"]:
+        yield "extrapolated", f"{s['extrapolated_time_fraction']:.1%} of the time, priced outside the fitted ranges"
+
+
+def _time_table(summary: Summary) -> Table:
     """Busy time per device by operator, largest first."""
     times = {key[5:-2]: value for key, value in summary.items() if key.startswith("time_") and value > 0}
     total = sum(times.values())
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("where the time goes")
-    table.add_column("share", justify="right")
-    table.add_column("per device", justify="right")
-    table.add_column("")
-    small = 0.0
-    for name, value in times.items():
-        if value < _SMALLEST_SHARE * total:
-            small += value
-            continue
-        table.add_row(name, f"{value / total:.1%}", seconds(value), "█" * max(1, round(_BAR_WIDTH * value / total)))
-    if small:
-        table.add_row("others", f"{small / total:.1%}", seconds(small), "")
-    return table
+    shares = table("where the time goes", "share", "per device", "", right=("share", "per device"))
+    large = {name: value for name, value in times.items() if value >= _SMALLEST_SHARE * total}
+    longest = max(large.values(), default=0.0)
+    for name, value in large.items():
+        bar = Text("█" * max(1, round(_BAR_WIDTH * value / longest)), style="cyan")
+        shares.add_row(name, f"{value / total:.1%}", seconds(value), bar)
+    if len(times) > len(large):
+        small = total - sum(large.values())
+        shares.add_row("others", f"{small / total:.1%}", seconds(small), "")
+    return shares

@@ -1,0 +1,102 @@
+"""Runs side by side: the numbers people compare, their ratios to the first run, and what makes the difference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moesim.simulator.result import Result
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of the summary, how to call it, and which way is better."""
+
+    key: str
+    label: str
+    unit: str
+    scale: float = 1.0  # from the summary's SI unit to `unit`
+    higher_is_better: bool = False
+
+
+METRICS = (
+    Metric("output_tokens_per_s", "output throughput", "tok/s", higher_is_better=True),
+    Metric("output_tokens_per_s_per_device", "per device", "tok/s", higher_is_better=True),
+    Metric("requests_per_s", "requests", "1/s", higher_is_better=True),
+    Metric("ttft_p50_s", "TTFT p50", "ms", 1e3),
+    Metric("ttft_p99_s", "TTFT p99", "ms", 1e3),
+    Metric("tpot_p50_s", "TPOT p50", "ms", 1e3),
+    Metric("tpot_p99_s", "TPOT p99", "ms", 1e3),
+    Metric("e2e_p50_s", "E2E p50", "s"),
+    Metric("energy_per_output_token_j", "energy per output token", "J"),
+    Metric("mean_power_per_device_w", "mean power per device", "W"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result and what to call it."""
+
+    label: str
+    result: Result
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The result's summary."""
+        return self.result.summary
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of all runs: values in the metric's unit and ratios to the first run; None where undefined."""
+
+    metric: Metric
+    values: tuple[float | None, ...]
+    ratios: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator's busy seconds per device and output token, in every run."""
+
+    operator: str
+    seconds: tuple[float, ...]
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Seconds more than the first run."""
+        return tuple(value - self.seconds[0] for value in self.seconds)
+
+
+def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
+    """`METRICS` of all runs."""
+    return [_metric_row(metric, runs) for metric in METRICS]
+
+
+def _metric_row(metric: Metric, runs: Sequence[Run]) -> MetricRow:
+    found = [run.summary[metric.key] for run in runs]
+    values = tuple(None if value is None else value * metric.scale for value in found)
+    base = values[0]
+    return MetricRow(metric, values, tuple(value / base if value is not None and base else None for value in values))
+
+
+def operator_rows(runs: Sequence[Run], most: int = 8) -> list[OperatorRow]:
+    """The operators that differ most from the first run, by time per output token; for one run, the largest.
+
+    Seconds are busy seconds per device divided by the output tokens of the whole run, so they add up to the time that
+    the devices spend per output token, and runs of different length can be compared.
+    """
+    times = [_operator_seconds(run.summary) for run in runs]
+    names = dict.fromkeys(name for per_run in times for name in per_run)
+    rows = [OperatorRow(name, tuple(per_run.get(name, 0.0) for per_run in times)) for name in names]
+    return sorted(rows, key=lambda row: -_spread(row))[:most]
+
+
+def _spread(row: OperatorRow) -> float:
+    if len(row.seconds) == 1:
+        return row.seconds[0]
+    return max(abs(difference) for difference in row.differences)
+
+
+def _operator_seconds(summary: Mapping[str, Any]) -> dict[str, float]:
+    tokens = summary["output_tokens"]
+    return {key[5:-2]: value / tokens for key, value in summary.items() if key.startswith("time_")}

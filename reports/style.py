@@ -1,0 +1,183 @@
+"""How figures look, and how they are saved: the same bytes for the same data, on any machine with this matplotlib.
+
+Colours are Paul Tol's "muted" and Okabe and Ito's schemes, and viridis for ordered values; all are told apart with the
+common colour-vision deficiencies. matplotlib is imported inside functions, because it loads slowly, and without pyplot,
+because that keeps a global list of figures.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moesim.errors import DataError
+
+if TYPE_CHECKING:  # see above
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg")
+"""Suffixes of figures."""
+
+TEXT, SUBTLE, GRID, IDLE = "#1a1a1a", "#5f5f5f", "#dcdcdc", "#eeeeee"
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""For series without an order (Okabe and Ito, 2008); the yellow, hard to see on white, is left out."""
+LINES = ("-", "--", "-.", ":")
+PREFILL = "#D55E00"
+"""Prefill, beside decode in the ordered colours of `ordered_colours`."""
+
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": SUBTLE,
+    "axes.labelcolor": TEXT,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": TEXT,
+    "xtick.color": SUBTLE,
+    "ytick.color": SUBTLE,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.title_fontsize": 8.5,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "moesim",  # ids of clip paths and markers would be random
+    "svg.fonttype": "path",  # the same everywhere, whatever fonts the viewer has
+}
+
+
+class Kind(NamedTuple):
+    """A group of operators that figures show as one."""
+
+    label: str
+    colour: str
+    marker: str
+    operators: tuple[str, ...]
+
+
+KINDS = (
+    Kind("attention projections", "#88CCEE", "s", ("qkv", "mla_down", "q_up", "kv_up", "attention_out")),
+    Kind("MLA products per head", "#44AA99", "h", ("query_absorb", "value_expand")),
+    Kind("attention", "#332288", "o", ("attention",)),
+    Kind("router, top-k", "#DDCC77", "v", ("router", "top_k")),
+    Kind("routed experts", "#CC6677", "D", ("experts",)),
+    Kind("shared experts", "#AA4499", "P", ("shared_up", "shared_activation", "shared_down")),
+    Kind("dense FFN", "#882255", "X", ("ffn_up", "ffn_activation", "ffn_down")),
+    Kind("embedding, LM head, sampling", "#117733", "^", ("embedding", "output_norm", "lm_head", "sampling")),
+    Kind("norms, rotary embedding", "#BBBBBB", "<", ("attention_norm", "ffn_norm", "rope")),
+    Kind("token dispatch, combine", "#E69F00", ">", ("dispatch", "combine")),
+    Kind("other collectives", "#999933", "d", ("all_reduce", "all_gather", "reduce_scatter", "logits_gather")),
+    Kind("host", "#5f5f5f", "*", ("host",)),
+)
+"""What operators are grouped into, in the order in which figures stack and list them."""
+OTHER = Kind("other operators", "#d9d9d9", "p", ())
+
+_KIND_OF = {operator: kind for kind in KINDS for operator in kind.operators}
+
+
+def kind_of(operator: str) -> Kind:
+    """The group of an operator, `OTHER` if it is in none."""
+    return _KIND_OF.get(operator, OTHER)
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Matplotlib settings of moesim's figures, whatever the user's are; the user's come back afterwards."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+def new_figure(width_in: float, height_in: float) -> "Figure":
+    """An empty figure, to be filled inside `styled`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def ordered_colours(count: int) -> list[str]:
+    """`count` colours from light to dark."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    lightest, darkest = 0.78, 0.0  # beyond it viridis is too light for a white page
+    steps = [lightest + (darkest - lightest) * index / max(1, count - 1) for index in range(count)]
+    return [to_hex(colormaps["viridis"](step)) for step in steps]
+
+
+def plain(text: str) -> str:
+    """`text` from outside, such as a name, without what matplotlib would take for a formula or could not draw."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")
+
+
+def shortened(text: str, length: int) -> str:
+    """`text` with its middle left out beyond `length` characters."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def distinct_labels(paths: Sequence[Path]) -> list[str]:
+    """The fewest trailing parts of each path that tell all of them apart."""
+    depth = 1
+    parts = [path.resolve().parts for path in paths]
+    while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def check_output(path: str | Path) -> Path:
+    """`path` as a place where a figure may be written, before any work is done.
+
+    Raises:
+        DataError: a suffix that is not in `FORMATS`, a folder, or a folder that is missing or may not be written to.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in FORMATS:
+        raise DataError(str(path), f"a figure must end in {' or '.join(FORMATS)}", target.suffix)
+    if target.is_dir():
+        raise DataError(str(path), "must be a file, and is a folder")
+    if not target.parent.is_dir():
+        raise DataError(str(path), "the folder must exist", str(target.parent))
+    if not os.access(target.parent, os.W_OK):
+        raise DataError(str(path), "the folder must be writable", str(target.parent))
+    return target
+
+
+def save(figure: "Figure", path: str | Path) -> Path:
+    """Write `figure` to `path`, whole or not at all; the suffix decides the format.
+
+    Raises:
+        DataError: as `check_output`, or the file system refuses.
+    """
+    target = check_output(path)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    try:
+        _write(figure, unfinished, target.suffix.lower())
+        unfinished.replace(target)
+    except OSError as error:
+        raise DataError(str(path), f"must be writable ({error.strerror or error})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _write(figure: "Figure", path: Path, suffix: str) -> None:
+    import warnings
+
+    metadata = {".svg": {"Date": None}, ".png": {"Software": None}}
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in a script that the font lacks shows boxes
+        figure.savefig(path, format=suffix[1:], metadata=metadata[suffix])
