@@ -15,7 +15,7 @@ from moesim.configs.rules import config_errors, did_you_mean
 from moesim.configs.yaml_reader import parse_yaml, read_yaml
 from moesim.errors import ConfigError
 
-__all__ = ["Config", "Document", "Reference", "find", "load", "override", "read_yaml", "shipped", "validate"]
+__all__ = ["Config", "Document", "Reference", "find", "load", "override", "read_yaml", "shipped", "take_over", "validate"]
 
 T = TypeVar("T")
 
@@ -98,6 +98,22 @@ def find(folder: str, reference: Reference, base: str | Path | None = None) -> D
         raise ConfigError(reference.place(), rule)
     base = reference.folder if base is None else base
     return read_yaml(_locate(folder, reference.data, base, reference.place()))
+
+
+def take_over(document: Document, folder: str, path: KeyPath) -> Document:
+    """`document` with the text `name.key.key` at `path` replaced by that part of a shipped configuration.
+
+    So that a link or a processor that two configurations share is written once. Anything but text is left as it is.
+
+    Raises:
+        ConfigError: no such configuration, or no such part of it.
+    """
+    holder = document.at(path)
+    if not isinstance(holder.data, str):
+        return document
+    name, *keys = holder.data.split(".")
+    source = read_yaml(_locate_shipped(folder, name, holder.place()))
+    return document.graft(path, source.at(tuple(keys)))
 
 
 def _locate(folder: str, reference: str | Path, base: str | Path | None, place: str | None) -> Path:

@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from moesim.configs.loader import Config, Reference, find, validate
+from moesim.configs.loader import Config, Reference, find, take_over, validate
+from moesim.hw_models.coprocessing import share_out
 from moesim.hw_models.gpu import GpuConfig
+from moesim.hw_models.logic_pim import LogicPimConfig
 from moesim.hw_models.parameters import Parameter, ParameterRow, parameter_rows
 from moesim.hw_models.processor import Cost, Processor
 from moesim.units import Bytes, Watts
 from moesim.workloads.operator_table import OperatorTable
 
-ProcessorConfig = GpuConfig
-"""The kinds of processors. A new one is a configuration class with a `kind` and a method `build(name)`, joined to this
-type as `Annotated[GpuConfig | NewConfig, Field(discriminator="kind")]`."""
+ProcessorConfig = Annotated[GpuConfig | LogicPimConfig, Field(discriminator="kind")]
+"""The kinds of processors. A new one is a configuration class with a `kind` and a method `build(name)`, joined here."""
 
 
 class DeviceConfig(Config):
@@ -24,7 +26,9 @@ class DeviceConfig(Config):
     memory_capacity: Parameter[Bytes] = Field(description="DRAM capacity, bytes.")
     idle_power: Parameter[Watts] = Field(description="Power drawn with nothing running, W.")
     design_power: Parameter[Watts] = Field(description="Thermal design power, W.")
-    processors: dict[str, ProcessorConfig] = Field(min_length=1, description="Processors by name, the main one first.")
+    processors: dict[str, ProcessorConfig] = Field(
+        min_length=1, max_length=2, description="Processors by name, the main one first."
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Device:
 
     def price(self, operators: OperatorTable) -> tuple[Cost, ...]:
         """What each processor contributes to each row, in the order of `processors`; the parts run side by side."""
-        return (self.processor.price(operators),)
+        processors = tuple(self.processors.values())
+        return (processors[0].price(operators),) if len(processors) == 1 else share_out(*processors, operators)
 
     @property
     def memory_bytes(self) -> float:
@@ -68,6 +73,9 @@ def load_device(reference: Reference, base: str | Path | None = None) -> Device:
         ConfigError: there is no such device, or its description breaks a rule.
     """
     document = find("devices", reference, base)
+    held = document.data.get("processors") if isinstance(document.data, dict) else None
+    for name in held if isinstance(held, dict) else ():
+        document = take_over(document, "devices", ("processors", name))
     config = validate(DeviceConfig, document)
     name = config.title if document.folder is None else Path(document.file).stem
     return build_device(config, name)

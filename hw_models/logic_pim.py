@@ -56,5 +56,5 @@ class LogicPim:
         energy_j = operators.flops * config.flop_energy.value + moved * config.dram_energy.value
         bound = np.where(compute_s > memory_s, COMPUTE, MEMORY)
         bound = np.where(latency_s > np.maximum(compute_s, memory_s), LATENCY, bound)
-        never = np.zeros(len(operators), dtype=np.bool_)  # nothing here was fitted, so there is no range to leave
-        return Cost(np.where(works, time_s, 0.0), np.where(works, energy_j, 0.0), bound.astype(np.int8), never)
+        unmeasured = works.copy()  # nobody has built one, so no price was ever held against a measurement
+        return Cost(np.where(works, time_s, 0.0), np.where(works, energy_j, 0.0), bound.astype(np.int8), unmeasured)

@@ -7,12 +7,11 @@ from typing import Any
 
 from pydantic import Field
 
-from moesim.configs.loader import Config, Document, Reference, find, shipped, validate
+from moesim.configs.loader import Config, Document, Reference, find, shipped, take_over, validate
 from moesim.errors import ConfigError
 from moesim.hw_models.device import Device, load_device
 from moesim.hw_models.interconnect import Interconnect, LinkConfig
 from moesim.hw_models.parameters import Count, ParameterRow, parameter_rows
-from moesim.hw_models.processor import Processor
 
 _COUNTED = re.compile(r"(?P<name>.+)-(?P<count>[0-9]+)")
 
@@ -69,14 +68,6 @@ class System:
         """Power that one device draws with nothing running."""
         return self.device.idle_w
 
-    def processor(self, name: str | None = None) -> Processor:
-        """The device's processor of that name; the main one by default.
-
-        Raises:
-            KeyError: the device has no such processor.
-        """
-        return self.device.processor if name is None else self.device.processors[name]
-
 
 def load_system(reference: Reference, base: str | Path | None = None) -> System:
     """The system that `reference` stands for.
@@ -90,6 +81,9 @@ def load_system(reference: Reference, base: str | Path | None = None) -> System:
         ConfigError: there is no such system, its description breaks a rule, or the count does not fill its nodes.
     """
     document, count = _find_counted(reference, base)
+    for link in ("intra_node", "inter_node"):
+        if isinstance(document.data, dict) and link in document.data:
+            document = take_over(document, "systems", (link,))
     config = validate(SystemConfig, document)
     place = document.place(("device_count",))
     if count is not None:

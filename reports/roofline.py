@@ -65,30 +65,29 @@ class PlottedStep:
 
 @dataclass(frozen=True)
 class Point:
-    """An operator of a step, all layers together, on one device.
+    """Operators of one kind in a step, all layers together, on one device.
 
     Attributes:
-        roofs: those of the processors that work on it; they run side by side, so their rates add up.
-        layers: executions per step.
+        operators: their names.
+        roofs: those of the processors that work on them; they run side by side, so their rates add up.
+        executions: in one step.
         time_s: priced time of these, until the last processor is done.
+        time_fraction: of the time of all operators of the step, those without FLOPs too.
         bound: what limits the slowest processor, in most of the time.
         extrapolated_fraction: share of the time that was priced outside the range of a fit.
     """
 
     step: PlottedStep
-    operator: str
+    kind: Kind
+    operators: tuple[str, ...]
     roofs: tuple[Roof, ...]
-    layers: int
+    executions: int
     flops: float
     bytes: float
     time_s: float
+    time_fraction: float
     bound: str
     extrapolated_fraction: float
-
-    @property
-    def kind(self) -> Kind:
-        """What figures group it into."""
-        return kind_of(self.operator)
 
     @property
     def intensity_flops_per_byte(self) -> float:
@@ -237,7 +236,7 @@ def _expert_loads(plan: OperatorPlan, step: Step, seed: int) -> NDArray[np.int64
 
 
 def _points(device: Device, step: PlottedStep, table: OperatorTable, known: Sequence[Roof]) -> list[Point]:
-    """One point for each operator and set of roofs, in the order of the table."""
+    """One point for each kind of operator and set of roofs, in the order of the table."""
     costs = device.price(table)
     part_s = np.stack([cost.time_s for cost in costs])
     columns = {
@@ -247,31 +246,34 @@ def _points(device: Device, step: PlottedStep, table: OperatorTable, known: Sequ
         "extrapolated": np.any([cost.extrapolated for cost in costs], axis=0),
         "bound": np.stack([cost.bound for cost in costs])[part_s.argmax(axis=0), np.arange(len(table))],
         "repeats": table.repeats,
+        "operator": np.array(table.operators)[table.operator],
     }
-    groups: dict[tuple[str, tuple[Roof, ...]], list[int]] = {}
+    groups: dict[tuple[Kind, tuple[Roof, ...]], list[int]] = {}
     for row in np.flatnonzero(table.flops > 0).tolist():
         working = tuple(
             _roof_of(known, name, _format_of(table, row))
             for name, seconds in zip(device.processors, part_s[:, row], strict=True)
             if seconds > 0
         )
-        groups.setdefault((table.operators[table.operator[row]], working), []).append(row)
-    return [_point(step, name, working, columns, np.array(rows)) for (name, working), rows in groups.items()]
+        groups.setdefault((kind_of(columns["operator"][row]), working), []).append(row)
+    return [_point(step, kind, working, columns, np.array(rows)) for (kind, working), rows in groups.items()]
 
 
 def _point(
-    step: PlottedStep, name: str, working: tuple[Roof, ...], columns: dict[str, NDArray[Any]], rows: NDArray[np.int64]
+    step: PlottedStep, kind: Kind, working: tuple[Roof, ...], columns: dict[str, NDArray[Any]], rows: NDArray[np.int64]
 ) -> Point:
     time_s = columns["time_s"][rows]
     bound_s = np.bincount(columns["bound"][rows], time_s, minlength=len(BOUNDS))
     return Point(
         step=step,
-        operator=name,
+        kind=kind,
+        operators=tuple(dict.fromkeys(columns["operator"][rows].tolist())),
         roofs=working,
-        layers=int(columns["repeats"][rows].sum()),
+        executions=int(columns["repeats"][rows].sum()),
         flops=float(columns["flops"][rows].sum()),
         bytes=float(columns["bytes"][rows].sum()),
         time_s=float(time_s.sum()),
+        time_fraction=float(time_s.sum() / columns["time_s"].sum()),
         bound=BOUNDS[int(bound_s.argmax())],
         extrapolated_fraction=float(time_s[columns["extrapolated"][rows]].sum() / time_s.sum()),
     )
@@ -285,5 +287,4 @@ def _format_of(table: OperatorTable, row: int) -> str:
 def _roof_of(known: Sequence[Roof], processor: str, weight_format: str) -> Roof:
     """The roof of products with such weights on a processor."""
     own = {roof.format: roof for roof in known if roof.processor == processor}
-    wanted = next((name for name in COMPUTE_FORMATS[weight_format] if name in own), "")
-    return own[wanted]
+    return own[next((name for name in COMPUTE_FORMATS[weight_format] if name in own), "")]

@@ -1,7 +1,8 @@
 """Draws what `moesim.reports.roofline` computes."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesim.reports.roofline import PlottedStep, Point, Roof, Roofline
 from moesim.reports.style import KINDS, OTHER, PREFILL, SUBTLE, TEXT, new_figure, ordered_colours, plain, styled
@@ -11,17 +12,27 @@ if TYPE_CHECKING:  # matplotlib loads slowly
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.lines import Line2D
 
+_Legend = tuple[str, "list[Line2D]", int]
+"""Title, entries, columns."""
+
 _COLUMNS = 3
 _PANEL_IN = (5.2, 4.3)
-_LEGEND_IN = 1.9
-_NARROWEST_IN = 9.0  # so that the legends fit side by side
-_LEGENDS_AT_IN = (0.1, 4.55, 6.35)
-_MARKER_POINTS = 6.5
+_NARROWEST_IN = 9.6  # so that the legends fit side by side
+_LEGENDS_AT_IN = (0.1, 3.75, 5.6, 8.4)
+_LINE_IN = 0.175  # of the legends and the note
+_MARKER_POINTS, _LARGEST_POINTS = 5.5, 16.0
+"""Diameter of an operator that takes no time, and of one that takes all of its step; in between the area counts."""
+_NOTE_LETTERS_PER_IN = 15.5
+_EXAMPLE_SHARES = (0.01, 0.1, 0.5)
 _ROOM = 2.0  # the limits lie this factor beyond the data
 _MOSTLY = 0.5  # an operator counts as extrapolated from this share of its time on
 _ROOF_COLOURS = (TEXT, "#8a5a00")
 """Roofs of a device's first and second processor."""
-_FORMAT_LABELS = {"fp8_block": "fp8 block-scaled"}
+_FORMAT_LABELS = {"fp8_block": "fp8"}  # of one peak, as far as data sheets go
+_PEAK_LINE: dict[str, Any] = {"linestyle": "-", "linewidth": 1.3}
+_SUSTAINED_LINE: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 0.9}
+_SLOPE_LABEL_AT = 0.6  # of the height
+_ROUNDS_UP = 0.9995  # 999.6 is written as 1 of the next prefix
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -38,11 +49,14 @@ def roofline_figure(panels: Sequence[Roofline]) -> "Figure":
     rows = -(-len(panels) // columns)
     width_in, height_in = max(_NARROWEST_IN, _PANEL_IN[0] * columns), _PANEL_IN[1] * rows
     with styled():
-        figure = new_figure(width_in, height_in + _LEGEND_IN)
-        top, bottom = figure.subfigures(2, 1, height_ratios=[height_in, _LEGEND_IN])
+        legends, note = _legend_groups(panels), _note(panels, width_in)
+        lines = 3 + max(-(-len(handles) // per_row) for _, handles, per_row in legends) + note.count("\n")
+        figure = new_figure(width_in, height_in + lines * _LINE_IN)
+        top, bottom = figure.subfigures(2, 1, height_ratios=[height_in, lines * _LINE_IN])
         _draw_panels(top, panels, (rows, columns))
         top.suptitle(_title(panels[0]), fontsize=11.5, fontweight="bold", x=0.1 / width_in, ha="left")
-        _draw_legends(bottom, panels, width_in)
+        _draw_legends(bottom, legends, width_in)
+        bottom.text(0.1 / width_in, 0.04, note, fontsize=8, color=SUBTLE, va="bottom", in_layout=False)
     return figure
 
 
@@ -73,15 +87,15 @@ def draw_roofline(
     axes.set(xlabel="arithmetic intensity (FLOP/byte)", ylabel="attained rate (FLOP/s)")
     axes.set_title(_panel_title(panel))
     axes.grid(visible=True)
-    axes.xaxis.set_major_formatter(_tick)
-    axes.yaxis.set_major_formatter(_tick)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: _si(value))
     axes.minorticks_off()
     processors = list(dict.fromkeys(roof.processor for roof in panel.roofs))
     for processor, colour in zip(processors, _ROOF_COLOURS, strict=False):
         own = [roof for roof in panel.roofs if roof.processor == processor]
         _draw_roofs(axes, own, colour, f"{plain(processor)}: " if len(processors) > 1 else "")
     shown = colours or step_colours(panel)
-    for point in panel.points:
+    for point in sorted(panel.points, key=lambda point: -point.time_fraction):  # small ones on top of large ones
         _draw_point(axes, point, shown[point.step])
     return axes
 
@@ -111,27 +125,32 @@ def step_colours(panel: Roofline) -> dict[PlottedStep, str]:
 
 def _draw_roofs(axes: "Axes", roofs: Sequence[Roof], colour: str, prefix: str) -> None:
     """The roofs of one processor: data sheet solid, sustained dashed; the slope is common to all number formats."""
-    right = axes.get_xlim()[1]
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    labels = {}
     for roof in roofs:
-        for rate, bandwidth, style, width in (
-            (roof.peak_flops_per_s, roof.peak_bytes_per_s, "-", 1.3),
-            (roof.sustained_flops_per_s, roof.sustained_bytes_per_s, (0, (4, 3)), 0.9),
+        for rate, bandwidth, line in (
+            (roof.peak_flops_per_s, roof.peak_bytes_per_s, _PEAK_LINE),
+            (roof.sustained_flops_per_s, roof.sustained_bytes_per_s, _SUSTAINED_LINE),
         ):
-            corner = rate / bandwidth
-            left = axes.get_xlim()[0]
-            xs, ys = [left, corner, right], [left * bandwidth, rate, rate]
-            axes.plot(xs, ys, color=colour, linestyle=style, linewidth=width, zorder=1.5)
-        name = _FORMAT_LABELS.get(roof.format, roof.format)
-        label = f"{prefix}{name} {_si(roof.peak_flops_per_s)}FLOP/s".strip()
-        _write(axes, label, (right, roof.peak_flops_per_s), (-2, 2), colour, "right")
-    low, high = axes.get_ylim()
-    height = low * (high / low) ** 0.62
+            xs, ys = [left, rate / bandwidth, right], [left * bandwidth, rate, rate]
+            axes.plot(xs, ys, color=colour, zorder=3.5, **line)
+        name = f"{prefix}{_FORMAT_LABELS.get(roof.format, roof.format)}".strip()
+        labels[f"{name} {_si(roof.peak_flops_per_s)}FLOP/s"] = roof.peak_flops_per_s
+    for label, rate in labels.items():
+        _write(axes, label, (right, rate), (4, 0), colour, ("left", "center"))
     bandwidth = roofs[0].peak_bytes_per_s
-    _write(axes, f"{prefix}{_si(bandwidth)}B/s", (height / bandwidth, height), (-5, 2), colour, "right")
+    height = low * (high / low) ** _SLOPE_LABEL_AT
+    label = f"{prefix}memory\n{_si(bandwidth)}B/s"
+    _write(axes, label, (height / bandwidth, height), (-6, 2), colour, ("right", "bottom"))
 
 
 def _write(
-    axes: "Axes", text: str, at: tuple[float, float], offset_points: tuple[float, float], colour: str, align: str
+    axes: "Axes",
+    text: str,
+    at: tuple[float, float],
+    offset_points: tuple[float, float],
+    colour: str,
+    align: tuple[str, str],
 ) -> None:
     axes.annotate(
         text,
@@ -140,10 +159,10 @@ def _write(
         textcoords="offset points",
         color=colour,
         fontsize=8,
-        horizontalalignment=align,
-        verticalalignment="bottom",
-        zorder=4,
-        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        linespacing=1.05,
+        horizontalalignment=align[0],
+        verticalalignment=align[1],
+        annotation_clip=False,
     )
 
 
@@ -154,13 +173,19 @@ def _draw_point(axes: "Axes", point: Point, colour: str) -> None:
         [point.attained_flops_per_s],
         linestyle="none",
         marker=point.kind.marker,
-        markersize=_MARKER_POINTS,
+        markersize=_diameter_points(point.time_fraction),
         markerfacecolor="white" if hollow else colour,
         markeredgecolor=colour if hollow else "white",
-        markeredgewidth=1.3 if hollow else 0.6,
+        markeredgewidth=1.1 if hollow else 0.7,
         alpha=0.9,
         zorder=3,
     )
+
+
+def _diameter_points(fraction: float) -> float:
+    """Area grows in proportion to the fraction of the step's time."""
+    small, large = _MARKER_POINTS**2, _LARGEST_POINTS**2
+    return float((small + (large - small) * fraction) ** 0.5)
 
 
 def _panel_title(panel: Roofline) -> str:
@@ -168,13 +193,9 @@ def _panel_title(panel: Roofline) -> str:
     return plain(panel.title) + shard
 
 
-def _tick(value: float, _: object = None) -> str:
-    return _si(value).rstrip() if value >= 1 else f"{value:g}"
-
-
 def _si(value: float) -> str:
     """`value` with an SI prefix, to stand before a unit."""
-    factor, prefix = next((pair for pair in _PREFIXES if value >= pair[0] * 0.9995), _PREFIXES[-1])
+    factor, prefix = next((pair for pair in _PREFIXES if value >= pair[0] * _ROUNDS_UP), _PREFIXES[-1])
     return f"{value / factor:.3g} {prefix}"
 
 
@@ -185,13 +206,18 @@ def _title(panel: Roofline) -> str:
     return f"{plain(panel.model)}: the operators of one step under the roofs of the hardware"
 
 
-def _draw_legends(figure: "SubFigure", panels: Sequence[Roofline], width_in: float) -> None:
+def _legend_groups(panels: Sequence[Roofline]) -> list[_Legend]:
     points = [point for panel in panels for point in panel.points]
     used = {point.kind for point in points}
     kinds = [_marker(kind.label, kind.marker, SUBTLE) for kind in (*KINDS, OTHER) if kind in used]
     steps = [_marker(step.label, "o", colour) for step, colour in step_colours(panels[0]).items()]
-    groups = (("operator", kinds, 2), ("step", steps, 1), ("roofs, prices", _line_handles(points), 1))
-    for (title, handles, columns), left_in in zip(groups, _LEGENDS_AT_IN, strict=True):
+    shares = [_marker(f"{share:.0%}", "o", SUBTLE, _diameter_points(share)) for share in _EXAMPLE_SHARES]
+    lines = _line_handles(points)
+    return [("operators", kinds, 2), ("step", steps, 1), ("roofs and prices", lines, 1), ("share of step time", shares, 1)]
+
+
+def _draw_legends(figure: "SubFigure", legends: Sequence[_Legend], width_in: float) -> None:
+    for (title, handles, columns), left_in in zip(legends, _LEGENDS_AT_IN, strict=True):
         legend = figure.legend(
             handles=handles,
             title=title,
@@ -204,40 +230,41 @@ def _draw_legends(figure: "SubFigure", panels: Sequence[Roofline], width_in: flo
         )
         legend.get_title().set_fontweight("bold")
         legend.set_in_layout(False)
-    figure.text(0.1 / width_in, 0.04, _note(panels), fontsize=8, color=SUBTLE, va="bottom", in_layout=False)
 
 
-def _line_handles(points: Sequence[Point]) -> list["Line2D"]:
+def _line_handles(points: Sequence[Point]) -> "list[Line2D]":
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=TEXT, linewidth=1.3, label="data sheet"),
-        Line2D([], [], color=TEXT, linewidth=0.9, linestyle=(0, (4, 3)), label="sustained by large dense products"),
+        Line2D([], [], color=TEXT, label="data sheet", **_PEAK_LINE),
+        Line2D([], [], color=TEXT, label="sustained by dense products", **_SUSTAINED_LINE),
     ]
     if any(point.extrapolated_fraction >= _MOSTLY for point in points):
-        handles.append(_marker("hollow: priced outside the fitted range", "o", SUBTLE, hollow=True))
+        handles.append(_marker("hollow: outside fitted range", "o", SUBTLE, hollow=True))
     return handles
 
 
-def _marker(label: str, marker: str, colour: str, *, hollow: bool = False) -> "Line2D":
+def _marker(label: str, marker: str, colour: str, diameter_points: float = 7.0, *, hollow: bool = False) -> "Line2D":
     from matplotlib.lines import Line2D
 
-    face = "white" if hollow else colour
-    style = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": _MARKER_POINTS}
-    return Line2D([], [], linestyle="none", marker=marker, label=label, **style)
+    handle = Line2D([], [], linestyle="none", marker=marker, label=label, color=colour, markersize=diameter_points)
+    if hollow:
+        handle.set(markerfacecolor="white", markeredgewidth=1.1)
+    return handle
 
 
-def _note(panels: Sequence[Roofline]) -> str:
+def _note(panels: Sequence[Roofline], width_in: float) -> str:
     steps = {point.step.phase: point.step for panel in panels for point in panel.points}
     lines = [
         f"Decode: one token of each sequence at {steps['decode'].context_tokens:,} tokens of context. "
         f"Prefill: one prompt of {steps['prefill'].tokens:,} tokens. Experts drawn uniformly.",
-        "A point is one operator, all layers together: FLOPs / priced time over FLOPs / bytes moved. "
-        "Operators without FLOPs (norms, rotary embedding, activations, sampling) are left out.",
+        "A point is operators of one kind, all layers together: FLOPs / priced time over FLOPs / bytes moved. "
+        "Its area grows with its share of the step's time.",
+        "Operators without FLOPs (norms, rotary embedding, activation functions, sampling) are left out.",
     ]
     crowded = [panel for panel in panels if panel.weight_bytes > panel.memory_bytes]
     if crowded:
         names = ", ".join(f"{plain(panel.device)} ({_si(panel.memory_bytes)}B)" for panel in crowded)
         weights = f"{_si(crowded[0].weight_bytes)}B of weights"
-        lines.append(f"The {weights} do not fit the memory of {names}; the figure is about operators, not deployment.")
-    return "\n".join(lines)
+        lines.append(f"The {weights} exceed the memory of {names}.")
+    return "\n".join(textwrap.fill(line, int(width_in * _NOTE_LETTERS_PER_IN)) for line in lines)

@@ -4,15 +4,15 @@ load_scenario: text -> `Scenario`, names and settings, validated.
 prepare: `Scenario` -> `Setup`, with model, system, requests and routing loaded and checked against each other.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from moesim.configs.loader import Config, Document, Reference, find, override, validate
+from moesim.configs.loader import Config, Document, Finder, Reference, find, override, validate
 from moesim.errors import ConfigError, InputError
 from moesim.hw_models.system import System, load_system, system_document
 from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
@@ -24,7 +24,12 @@ from moesim.workloads.requests import Requests, load_requests
 from moesim.workloads.routing import Router, Routing, load_routing, make_router
 from moesim.workloads.routing_trace import RoutingTrace
 
-REFERENCES = {"model": "models", "system": system_document, "system.device": "devices", "requests": "requests"}
+REFERENCES: Mapping[str, Finder] = {
+    "model": "models",
+    "system": system_document,
+    "system.device": "devices",
+    "requests": "requests",
+}
 """Keys of a scenario that name other configurations, and where those are found."""
 
 Named = str | dict[str, Any]
@@ -39,9 +44,7 @@ class Scenario(Config):
     model: Named = Field(description="name, path of a YAML file or a Hugging Face config.json, or mapping")
     system: Named = Field(description="name such as h100-sxm-8, path, or mapping")
     requests: Named = Field(description="name, path of a YAML, CSV or JSONL file, or mapping")
-    num_requests: int | None = Field(
-        None, ge=1, le=_MAX_REQUESTS, description="take only the first so many requests"
-    )
+    num_requests: int | None = Field(None, ge=1, le=_MAX_REQUESTS, description="take only the first so many requests")
     concurrency: PositiveInt | None = Field(
         None, description="closed loop: so many requests in flight, arrivals ignored"
     )
@@ -85,8 +88,8 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
     """Load what the scenario names and check that it fits together.
 
     Raises:
-        InputError: something is missing or broken, the parallelism does not divide, or the memory does not suffice. What
-            is wrong with model, system, requests and routing is reported at once.
+        InputError: something is missing or broken, the parallelism does not divide, or the memory does not suffice.
+            What is wrong with model, system, requests and routing is reported at once.
     """
     request_rng, routing_rng = np.random.default_rng(scenario.seed).spawn(2)
     model, system, routing, requests = _load_parts(scenario, document, request_rng)
@@ -114,38 +117,49 @@ def _load_parts(
     scenario: Scenario, document: Document, rng: np.random.Generator
 ) -> tuple[Model, System, Routing, Requests]:
     """What the scenario names, or all that is wrong with it."""
-    errors: list[InputError] = []
-    with _noting(errors):
+    noted = _Noted()
+    with noted:
         model = load_model(document.child("model"))
-    with _noting(errors):
+    with noted:
         system = load_system(document.child("system"))
-    routing = None
-    with _noting(errors):
+    routing: Routing | None = None
+    with noted:
         routing = load_routing(_optional(document, "routing", scenario.routing))
     if routing is not None or not _is_trace(scenario.requests):  # those of a trace need it
-        with _noting(errors):
+        with noted:
             requests = _requests(scenario, document, routing, rng)
-    _raise_all(errors)
+    noted.raise_all()
+    assert routing is not None  # else there was an error
     return model, system, routing, requests
 
 
-@contextmanager
-def _noting(errors: list[InputError]) -> Iterator[None]:
-    """Note what is wrong and go on, so that a user sees everything at once."""
-    try:
-        yield
-    except InputError as error:
-        errors.append(error)
+class _Noted:
+    """Notes what is wrong in `with` blocks and goes on, so that a user sees everything at once."""
 
+    def __init__(self) -> None:
+        self.errors: list[InputError] = []
 
-def _raise_all(errors: Sequence[InputError]) -> None:
-    """Raise the only one of `errors`, or one with the messages of all; nothing if there is none."""
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        joined = InputError(errors[0].place, errors[0].rule, errors[0].got)
-        joined.args = ("\n".join(str(error) for error in errors),)
-        raise joined
+    def __enter__(self) -> None:
+        """Start of a block."""
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        """End of a block; its input error is noted, another one goes its way."""
+        if isinstance(error, InputError):
+            self.errors.append(error)
+        return isinstance(error, InputError)
+
+    def raise_all(self) -> None:
+        """Raise the error, or one with the messages of all; nothing if there is none."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            first = self.errors[0]
+            kind = type(first) if len(set(map(type, self.errors))) == 1 else InputError
+            joined = kind(first.place, first.rule, first.got)
+            joined.args = ("\n".join(str(error) for error in self.errors),)
+            raise joined
 
 
 def _optional(document: Document, key: str, default: Named) -> Reference:
@@ -164,7 +178,7 @@ def _requests(scenario: Scenario, document: Document, routing: Routing | None, r
         return replace(requests, arrival_s=np.zeros(len(requests)), concurrency=scenario.concurrency)
     last_s = float(requests.arrival_s[-1])
     if not last_s <= _LATEST_ARRIVAL_S:
-        rule = f"the last request must arrive within {_LATEST_ARRIVAL_S:g} s, else the clock cannot resolve steps"
+        rule = f"arrivals must lie within {_LATEST_ARRIVAL_S:g} s of the start of the run, for the clock to resolve steps"
         raise ConfigError(document.place(("requests",)), rule, last_s)
     return requests
 
@@ -180,13 +194,13 @@ def _parallelism(scenario: Scenario, document: Document, model: Model, system: S
     """
     parallelism = scenario.parallelism or Parallelism(tp=system.device_count)
     place = _parallelism_place(scenario, document)
-    errors: list[InputError] = []
+    noted = _Noted()
     if parallelism.devices != system.device_count:
         rule = f"dp * tp must be the {system.device_count} devices of {system.name}"
-        errors.append(ConfigError(place, rule, parallelism.devices))
-    with _noting(errors):
+        noted.errors.append(ConfigError(place, rule, parallelism.devices))
+    with noted:
         check_parallelism(model, parallelism, place)
-    _raise_all(errors)
+    noted.raise_all()
     return parallelism
 
 
@@ -198,9 +212,7 @@ def _parallelism_place(scenario: Scenario, document: Document) -> str:
     return document.place(next((path for path in given if document.is_set(path)), ("parallelism",)))
 
 
-def _placement(
-    scenario: Scenario, document: Document, model: Model, parallelism: Parallelism
-) -> Placement | None:
+def _placement(scenario: Scenario, document: Document, model: Model, parallelism: Parallelism) -> Placement | None:
     if "placement" not in document.data:
         return load_placement(scenario.placement, model, parallelism.ep)
     part = document.child("placement")

@@ -5,6 +5,7 @@ import pytest
 from moesim.configs.loader import shipped
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU
+from moesim.hw_models.logic_pim import LogicPim
 from moesim.hw_models.parameters import scaled
 from moesim.hw_models.processor import Processor
 from tests.conformance.processor_suite import ProcessorSuite
@@ -45,3 +46,35 @@ class TestGpu(ProcessorSuite):
             bf16.peak.value * bf16.sustained.value,
             config.dram_bandwidth.value * config.dram_sustained.value,
         )
+
+
+def logic_pim(processor: Processor) -> LogicPim:
+    assert isinstance(processor, LogicPim)
+    return processor
+
+
+class TestLogicPim(ProcessorSuite):
+    bandwidth_parameters = ("dram_bandwidth",)
+    rate_parameters = ("peak",)
+    is_calibrated = False
+
+    @pytest.fixture
+    def processor(self) -> Processor:
+        return self.any_processor()
+
+    def any_processor(self) -> Processor:
+        return load_device("duplex").processors["pim"]
+
+    def scaled(self, processor: Processor, factors: dict[str, float]) -> Processor:
+        config: Any = scaled(logic_pim(processor).config, factors)
+        return LogicPim(config)
+
+    def peak_flops_per_s(self, processor: Processor) -> float:
+        return logic_pim(processor).config.peak.value
+
+    def peak_bytes_per_s(self, processor: Processor) -> float:
+        return logic_pim(processor).config.dram_bandwidth.value
+
+    def sustained(self, processor: Processor) -> tuple[float, float]:
+        config = logic_pim(processor).config
+        return config.peak.value, config.dram_bandwidth.value * config.dram_sustained.value

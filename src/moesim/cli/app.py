@@ -5,6 +5,12 @@ from typing import Annotated
 
 import typer
 
+
+def _examples(*lines: str) -> str:
+    """Text below the options of a command's help."""
+    return "\n\n".join(["[bold]Examples[/bold]", *lines])
+
+
 app = typer.Typer(
     name="moesim",
     no_args_is_help=True,
@@ -13,24 +19,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="How fast, how costly and how efficient is a Mixture-of-Experts model on this hardware?",
+    epilog=_examples("moesim simulate", "moesim models list", "moesim hardware show h100-sxm-8"),
 )
-models_app = typer.Typer(no_args_is_help=True, help="Shipped models and what they weigh.")
-hardware_app = typer.Typer(no_args_is_help=True, help="Shipped devices and systems, with the source of every number.")
+models_app = typer.Typer(
+    no_args_is_help=True,
+    help="Shipped models and what they weigh.",
+    epilog=_examples("moesim models list", "moesim models show mixtral-8x7b"),
+)
+hardware_app = typer.Typer(
+    no_args_is_help=True,
+    help="Shipped devices and systems, with the source of every number.",
+    epilog=_examples("moesim hardware list", "moesim hardware show h100-sxm"),
+)
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-
-_SIMULATE_EXAMPLES = """[bold]Examples[/bold]
-
-  moesim simulate                                                  the quickstart: gpt-oss-20b on one H100
-
-  moesim simulate --model mixtral-8x7b --system h100-sxm-4 --tp 4 --concurrency 64
-
-  moesim simulate --model ./config.json --system h200-sxm-8 --dp 8 --ep 8 --requests trace.csv --out out/run
-
-  moesim simulate my-scenario.yaml --set scheduler.token_budget=2048 --json
-"""
+_WORKLOAD, _CUTS, _OUTPUT = "What to simulate", "How the model is spread over devices", "Output"
 
 
 def _version(requested: bool) -> None:
@@ -50,31 +55,75 @@ def _root(
     pass
 
 
-@app.command(epilog=_SIMULATE_EXAMPLES)
+@app.command(
+    epilog=_examples(
+        "moesim simulate --num-requests 50",
+        "moesim simulate --model mixtral-8x7b --system h100-sxm-4 --tp 4",
+        "moesim simulate --model ./config.json --requests trace.csv --out out/run",
+        "moesim simulate mine.yaml --set scheduler.token_budget=2048 --json",
+    )
+)
 def simulate(
     scenario: Annotated[str, typer.Argument(help="Shipped scenario or YAML file.")] = "quickstart",
-    model: Annotated[str | None, typer.Option(help="Shipped model, YAML file, or Hugging Face config.json.")] = None,
-    system: Annotated[str | None, typer.Option(help="System such as h100-sxm-8, or YAML file.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Shipped model, YAML file, or Hugging Face config.json.", rich_help_panel=_WORKLOAD),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System such as h100-sxm-8, or YAML file.", rich_help_panel=_WORKLOAD)
+    ] = None,
     requests: Annotated[
-        str | None, typer.Option(help="Shipped requests, YAML, CSV (Azure's too) or JSONL file; `trace` replays.")
+        str | None,
+        typer.Option(
+            help="Shipped requests, YAML, CSV (Azure's too) or JSONL file; `trace` replays.", rich_help_panel=_WORKLOAD
+        ),
+    ] = None,
+    num_requests: Annotated[
+        int | None, typer.Option(help="Take only the first so many requests.", rich_help_panel=_WORKLOAD)
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Closed loop with so many requests in flight.", rich_help_panel=_WORKLOAD)
     ] = None,
     routing: Annotated[
-        str | None, typer.Option(help="uniform, zipf:EXPONENT, shipped profile, or a profile or trace file.")
+        str | None,
+        typer.Option(
+            help="uniform, zipf:EXPONENT, shipped profile, or a profile or trace file.", rich_help_panel=_WORKLOAD
+        ),
     ] = None,
-    num_requests: Annotated[int | None, typer.Option(help="Take only the first so many requests.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Closed loop with so many requests in flight.")] = None,
-    tp: Annotated[int | None, typer.Option(help="Tensor parallelism.")] = None,
-    dp: Annotated[int | None, typer.Option(help="Data parallelism of attention.")] = None,
-    ep: Annotated[int | None, typer.Option(help="Expert parallelism.")] = None,
-    placement: Annotated[str | None, typer.Option(help="contiguous, or a placement file.")] = None,
-    engine: Annotated[str | None, typer.Option(help="compiled or simpy.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_WORKLOAD)] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="compiled, or the slower simpy; the results are the same.", rich_help_panel=_WORKLOAD),
+    ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as scheduler.token_budget=2048.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting, such as scheduler.token_budget=2048.",
+            rich_help_panel=_WORKLOAD,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Save settings, summary and tables there.")] = None,
-    timeline: Annotated[bool, typer.Option(help="Also save a trace for ui.perfetto.dev (needs --out).")] = False,
-    as_json: Json = False,
+    tp: Annotated[int | None, typer.Option(help="Tensor parallelism.", rich_help_panel=_CUTS)] = None,
+    dp: Annotated[int | None, typer.Option(help="Data parallelism of attention.", rich_help_panel=_CUTS)] = None,
+    ep: Annotated[int | None, typer.Option(help="Expert parallelism.", rich_help_panel=_CUTS)] = None,
+    placement: Annotated[
+        str | None, typer.Option(help="contiguous, or a placement file.", rich_help_panel=_CUTS)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save settings, summary and tables there.", rich_help_panel=_OUTPUT),
+    ] = None,
+    timeline: Annotated[
+        bool,
+        typer.Option(
+            "--timeline", help="Also save a trace for ui.perfetto.dev (needs --out).", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=_OUTPUT),
+    ] = False,
 ) -> None:
     """Simulate a model on a system serving requests: latency, throughput, energy, and where the time goes."""
     from moesim.cli.simulate import simulate_command
@@ -96,7 +145,7 @@ def simulate(
     simulate_command(scenario, flags, assignments or [], out=out, timeline=timeline, as_json=as_json)
 
 
-@models_app.command("list")
+@models_app.command("list", epilog=_examples("moesim models list --json"))
 def models_list(as_json: Json = False) -> None:
     """Models that ship with moesim."""
     from moesim.cli.catalogue import list_models
@@ -104,7 +153,7 @@ def models_list(as_json: Json = False) -> None:
     list_models(as_json=as_json)
 
 
-@models_app.command("show")
+@models_app.command("show", epilog=_examples("moesim models show gpt-oss-20b", "moesim models show ./config.json"))
 def models_show(
     model: Annotated[str, typer.Argument(help="Shipped model, YAML file, or Hugging Face config.json.")],
     as_json: Json = False,
@@ -115,7 +164,7 @@ def models_show(
     show_model(model, as_json=as_json)
 
 
-@hardware_app.command("list")
+@hardware_app.command("list", epilog=_examples("moesim hardware list --json"))
 def hardware_list(as_json: Json = False) -> None:
     """Devices and systems that ship with moesim."""
     from moesim.cli.catalogue import list_hardware
@@ -123,7 +172,9 @@ def hardware_list(as_json: Json = False) -> None:
     list_hardware(as_json=as_json)
 
 
-@hardware_app.command("show")
+@hardware_app.command(
+    "show", epilog=_examples("moesim hardware show h100-sxm", "moesim hardware show h100-sxm-4 --json")
+)
 def hardware_show(
     name: Annotated[str, typer.Argument(help="Device, or system such as h100-sxm-8, or YAML file.")],
     as_json: Json = False,

@@ -78,7 +78,10 @@ def _facts(s: Summary, devices: int) -> Iterator[tuple[str, str]]:
     share = f", {number(s['output_tokens_per_s_per_device'])} per device" if devices > 1 else ""
     yield "throughput", f"{number(s['output_tokens_per_s'])} output tokens/s{share}"
     yield "", f"{number(s['total_tokens_per_s'])} tokens/s with prompts"
-    yield "steps", f"{s['steps']:,} of {seconds(s['step_mean_s'])}, {number(s['sequences_per_step_mean'])} sequences each"
+    yield (
+        "steps",
+        f"{s['steps']:,} of {seconds(s['step_mean_s'])}, {number(s['sequences_per_step_mean'])} sequences each",
+    )
     power = f"{number(s['mean_power_per_device_w'])} W per device"
     yield "energy", f"{number(s['energy_per_output_token_j'])} J per output token, {power}"
     yield (
