@@ -15,7 +15,19 @@ from moesim.configs.rules import config_errors, did_you_mean
 from moesim.configs.yaml_reader import parse_yaml, read_yaml
 from moesim.errors import ConfigError
 
-__all__ = ["Config", "Document", "Reference", "find", "load", "override", "read_yaml", "shipped", "take_over", "validate"]
+__all__ = [
+    "Config",
+    "Document",
+    "Finder",
+    "Reference",
+    "find",
+    "load",
+    "override",
+    "read_yaml",
+    "shipped",
+    "take_over",
+    "validate",
+]
 
 T = TypeVar("T")
 

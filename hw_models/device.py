@@ -52,8 +52,8 @@ class Device:
 
     def price(self, operators: OperatorTable) -> tuple[Cost, ...]:
         """What each processor contributes to each row, in the order of `processors`; the parts run side by side."""
-        processors = tuple(self.processors.values())
-        return (processors[0].price(operators),) if len(processors) == 1 else share_out(*processors, operators)
+        first, *others = self.processors.values()
+        return share_out(first, others[0], operators) if others else (first.price(operators),)
 
     @property
     def memory_bytes(self) -> float:

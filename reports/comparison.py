@@ -1,4 +1,4 @@
-"""Runs side by side: the numbers people compare, their ratios to the first run, and what makes the difference."""
+"""Runs side by side: the numbers people compare, their ratios to a base run, and what makes the difference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,10 +34,11 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A result and what to call it."""
+    """A result, what to call it, and the position of the run that it is compared with (its own if none)."""
 
     label: str
     result: Result
+    base: int
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -47,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of all runs: values in the metric's unit and ratios to the first run; None where undefined."""
+    """One metric of all runs: values in the metric's unit and ratios to the base run; None where undefined."""
 
     metric: Metric
     values: tuple[float | None, ...]
@@ -60,11 +61,7 @@ class OperatorRow:
 
     operator: str
     seconds: tuple[float, ...]
-
-    @property
-    def differences(self) -> tuple[float, ...]:
-        """Seconds more than the first run."""
-        return tuple(value - self.seconds[0] for value in self.seconds)
+    differences: tuple[float, ...]  # to the base run
 
 
 def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
@@ -75,26 +72,26 @@ def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
 def _metric_row(metric: Metric, runs: Sequence[Run]) -> MetricRow:
     found = [run.summary[metric.key] for run in runs]
     values = tuple(None if value is None else value * metric.scale for value in found)
-    base = values[0]
-    return MetricRow(metric, values, tuple(value / base if value is not None and base else None for value in values))
+    bases = [values[run.base] for run in runs]
+    ratios = (value / base if value is not None and base else None for value, base in zip(values, bases, strict=True))
+    return MetricRow(metric, values, tuple(ratios))
 
 
 def operator_rows(runs: Sequence[Run], most: int = 8) -> list[OperatorRow]:
-    """The operators that differ most from the first run, by time per output token; for one run, the largest.
+    """The operators that differ most from the base run, by time per output token; the largest where none differs.
 
     Seconds are busy seconds per device divided by the output tokens of the whole run, so they add up to the time that
     the devices spend per output token, and runs of different length can be compared.
     """
     times = [_operator_seconds(run.summary) for run in runs]
     names = dict.fromkeys(name for per_run in times for name in per_run)
-    rows = [OperatorRow(name, tuple(per_run.get(name, 0.0) for per_run in times)) for name in names]
-    return sorted(rows, key=lambda row: -_spread(row))[:most]
+    rows = [_operator_row(name, [per_run.get(name, 0.0) for per_run in times], runs) for name in names]
+    return sorted(rows, key=lambda row: (-max(map(abs, row.differences)), -max(row.seconds)))[:most]
 
 
-def _spread(row: OperatorRow) -> float:
-    if len(row.seconds) == 1:
-        return row.seconds[0]
-    return max(abs(difference) for difference in row.differences)
+def _operator_row(name: str, seconds: Sequence[float], runs: Sequence[Run]) -> OperatorRow:
+    differences = tuple(value - seconds[run.base] for value, run in zip(seconds, runs, strict=True))
+    return OperatorRow(name, tuple(seconds), differences)
 
 
 def _operator_seconds(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ _LINE_IN = 0.175  # of the legends and the note
 _MARKER_POINTS, _LARGEST_POINTS = 5.5, 16.0
 """Diameter of an operator that takes no time, and of one that takes all of its step; in between the area counts."""
 _NOTE_LETTERS_PER_IN = 15.5
+_TITLE_LETTERS = 52
 _EXAMPLE_SHARES = (0.01, 0.1, 0.5)
 _ROOM = 2.0  # the limits lie this factor beyond the data
 _MOSTLY = 0.5  # an operator counts as extrapolated from this share of its time on
@@ -31,7 +32,7 @@ _ROOF_COLOURS = (TEXT, "#8a5a00")
 _FORMAT_LABELS = {"fp8_block": "fp8"}  # of one peak, as far as data sheets go
 _PEAK_LINE: dict[str, Any] = {"linestyle": "-", "linewidth": 1.3}
 _SUSTAINED_LINE: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 0.9}
-_SLOPE_LABEL_AT = 0.6  # of the height
+_SLOPE_LABEL_AT = 0.5  # of the lowest peak: above the slope and left of the corner there are neither points nor lines
 _ROUNDS_UP = 0.9995  # 999.6 is written as 1 of the next prefix
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -125,7 +126,7 @@ def step_colours(panel: Roofline) -> dict[PlottedStep, str]:
 
 def _draw_roofs(axes: "Axes", roofs: Sequence[Roof], colour: str, prefix: str) -> None:
     """The roofs of one processor: data sheet solid, sustained dashed; the slope is common to all number formats."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    left, right = axes.get_xlim()
     labels = {}
     for roof in roofs:
         for rate, bandwidth, line in (
@@ -139,7 +140,7 @@ def _draw_roofs(axes: "Axes", roofs: Sequence[Roof], colour: str, prefix: str) -
     for label, rate in labels.items():
         _write(axes, label, (right, rate), (4, 0), colour, ("left", "center"))
     bandwidth = roofs[0].peak_bytes_per_s
-    height = low * (high / low) ** _SLOPE_LABEL_AT
+    height = _SLOPE_LABEL_AT * min(roof.peak_flops_per_s for roof in roofs)
     label = f"{prefix}memory\n{_si(bandwidth)}B/s"
     _write(axes, label, (height / bandwidth, height), (-6, 2), colour, ("right", "bottom"))
 
@@ -176,7 +177,7 @@ def _draw_point(axes: "Axes", point: Point, colour: str) -> None:
         markersize=_diameter_points(point.time_fraction),
         markerfacecolor="white" if hollow else colour,
         markeredgecolor=colour if hollow else "white",
-        markeredgewidth=1.1 if hollow else 0.7,
+        markeredgewidth=1.1 if hollow else 0.4,
         alpha=0.9,
         zorder=3,
     )
@@ -190,7 +191,7 @@ def _diameter_points(fraction: float) -> float:
 
 def _panel_title(panel: Roofline) -> str:
     shard = f", one of {panel.tp} tensor-parallel shards" if panel.tp > 1 else ""
-    return plain(panel.title) + shard
+    return textwrap.fill(plain(panel.title) + shard, _TITLE_LETTERS)
 
 
 def _si(value: float) -> str:
@@ -237,10 +238,10 @@ def _line_handles(points: Sequence[Point]) -> "list[Line2D]":
 
     handles = [
         Line2D([], [], color=TEXT, label="data sheet", **_PEAK_LINE),
-        Line2D([], [], color=TEXT, label="sustained by dense products", **_SUSTAINED_LINE),
+        Line2D([], [], color=TEXT, label="sustained by large products", **_SUSTAINED_LINE),
     ]
     if any(point.extrapolated_fraction >= _MOSTLY for point in points):
-        handles.append(_marker("hollow: outside fitted range", "o", SUBTLE, hollow=True))
+        handles.append(_marker("hollow: outside measured range", "o", SUBTLE, hollow=True))
     return handles
 
 
@@ -262,6 +263,8 @@ def _note(panels: Sequence[Roofline], width_in: float) -> str:
         "Its area grows with its share of the step's time.",
         "Operators without FLOPs (norms, rotary embedding, activation functions, sampling) are left out.",
     ]
+    if any(len(point.roofs) > 1 for panel in panels for point in panel.points):
+        lines[2] += " A point above the roofs of both processors runs on both at once."
     crowded = [panel for panel in panels if panel.weight_bytes > panel.memory_bytes]
     if crowded:
         names = ", ".join(f"{plain(panel.device)} ({_si(panel.memory_bytes)}B)" for panel in crowded)

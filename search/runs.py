@@ -5,6 +5,9 @@ import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from moesim.simulator.result import Result, is_result, load_result
 from moesim.simulator.scenario import Setup
@@ -44,7 +47,7 @@ def setup_key(setup: Setup) -> str:
     texts += [version("moesim"), setup.routing_source, str(setup.requests.concurrency), type(setup.router).__name__]
     digest.update("\n".join(texts).encode())
     columns = (setup.requests.arrival_s, setup.requests.prompt_tokens, setup.requests.output_tokens)
-    arrays = [*columns, *([setup.placement.slots] if setup.placement else [])]
+    arrays: list[NDArray[Any]] = [*columns, *([setup.placement.slots] if setup.placement else [])]
     if setup.router:
         profile = setup.router.profile
         arrays += [profile.popularity, *([] if profile.transitions is None else [profile.transitions])]

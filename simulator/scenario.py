@@ -178,7 +178,7 @@ def _requests(scenario: Scenario, document: Document, routing: Routing | None, r
         return replace(requests, arrival_s=np.zeros(len(requests)), concurrency=scenario.concurrency)
     last_s = float(requests.arrival_s[-1])
     if not last_s <= _LATEST_ARRIVAL_S:
-        rule = f"arrivals must lie within {_LATEST_ARRIVAL_S:g} s of the start of the run, for the clock to resolve steps"
+        rule = f"arrivals must lie within {_LATEST_ARRIVAL_S:g} s of the start, for the clock to resolve steps"
         raise ConfigError(document.place(("requests",)), rule, last_s)
     return requests
 

@@ -114,7 +114,7 @@ class OperatorPlan:
             return replace(self._template, **dense)
         tokens = slot_tokens.reshape(-1, self.experts.slots)
         routed = _expert_columns(self.experts, tokens, DTYPES[self.model.dtypes.activations].bytes)
-        columns = {name: np.concatenate([column, routed[name]]) for name, column in dense.items()}
+        columns: dict[str, Any] = {name: np.concatenate([dense[name], routed[name]]) for name in dense}
         return replace(self._template, **columns, expert_tokens=tokens)
 
     def _dense_columns(self, features: NDArray[np.float64]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def test_the_suggested_parallelism_fits_and_half_of_it_does_not(name):
     system = load_system("a100-sxm-1")
     with pytest.raises(CapacityError) as caught:
         check_capacity(model, system, Parallelism(), Demand(0.5, 8192, 16, 4096))
-    devices, tp, dp, ep = map(int, re.search(r"(\d+) devices with tp=(\d+) dp=(\d+) ep=(\d+)", str(caught.value)).groups())
+    found = re.findall(r"(\d+) devices with tp=(\d+) dp=(\d+) ep=(\d+)", str(caught.value))
+    devices, tp, dp, ep = map(int, found[0])
     assert devices == tp * dp
     demand = Demand(0.5, 8192, 16, 4096)
     fitting = check_capacity(model, load_system(f"a100-sxm-{devices}"), Parallelism(tp=tp, dp=dp, ep=ep), demand)

@@ -38,7 +38,7 @@ def test_a_folder_with_other_files_is_left_alone(result, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_an_error_while_writing_leaves_the_old_result(result, tmp_path, monkeypatch):
+def test_an_error_while_writing_leaves_the_old_result(result, tmp_path):
     result.save(tmp_path / "run")
     before = (tmp_path / "run/summary.json").read_text()
     broken = type(result)(result.settings, {"bad": float("nan")}, result.tables)

@@ -160,7 +160,7 @@ def test_busy_time_never_exceeds_the_duration(parallel):
 
 
 def test_progress_counts_up_to_all_requests(tiny):
-    seen = []
+    seen: list[int] = []
     run(prepare(*load_scenario(tiny())), on_progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 40
