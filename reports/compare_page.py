@@ -1,15 +1,21 @@
 """The comparison of runs as one self-contained file, HTML or Markdown."""
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from moesim.reports.comparison import Metric, MetricRow, OperatorRow, Run, metric_rows, operator_rows
+from moesim.reports.comparison import ComparedRun, Metric, MetricRow, OperatorRow, metric_rows, operator_rows
+from moesim.reports.latency_figure import latency_figure
+from moesim.reports.style import styled
+
+if TYPE_CHECKING:  # matplotlib loads slowly
+    from matplotlib.figure import Figure
 
 TEMPLATES = {".html": "compare.html.j2", ".md": "compare.md.j2"}
 _SAME = 0.005  # ratios nearer to 1 than this are neither better nor worse
@@ -18,11 +24,11 @@ DESCRIBED = ("model", "system", "parallelism", "load", "routing", "extrapolated"
 
 
 @dataclass(frozen=True)
-class FigureText:
+class PageFigure:
     """A figure as SVG text."""
 
     title: str
-    svg: Markup
+    svg: Markup  # drawn by us, so it goes into the page as it is
 
     @property
     def base64(self) -> str:
@@ -30,7 +36,21 @@ class FigureText:
         return base64.b64encode(self.svg.encode()).decode()
 
 
-def comparison_page(runs: Sequence[Run], figures: Sequence[FigureText], suffix: str) -> str:
+def comparison_figures(runs: Sequence[ComparedRun]) -> list[PageFigure]:
+    """Step time by operator, and the latencies that requests saw."""
+    titles = {"steps": "Step time by operator", "latency": "Latency of requests"}
+    return [PageFigure(title, _svg(latency_figure(runs, [name]))) for name, title in titles.items()]
+
+
+def _svg(figure: "Figure") -> Markup:
+    """The `svg` element of a figure, without the lines that make it a file of its own."""
+    text = io.StringIO()
+    with styled():
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return Markup(text.getvalue()[text.getvalue().index("<svg") :])  # noqa: S704  # see PageFigure.svg
+
+
+def comparison_page(runs: Sequence[ComparedRun], figures: Sequence[PageFigure], suffix: str) -> str:
     """The whole page.
 
     Args:
@@ -57,7 +77,7 @@ def comparison_page(runs: Sequence[Run], figures: Sequence[FigureText], suffix: 
     )
 
 
-def _base_note(runs: Sequence[Run]) -> str:
+def _base_note(runs: Sequence[ComparedRun]) -> str:
     """What ratios and differences refer to."""
     bases = [run.label for position, run in enumerate(runs) if run.base == position]
     if len(bases) == 1:
@@ -69,18 +89,18 @@ def _escape_markdown(value: Any) -> Any:
     return value.replace("|", "\\|").replace("<", "&lt;") if isinstance(value, str) else value
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[ComparedRun]) -> str:
     models = dict.fromkeys(run.result.settings["resolved"]["model"] for run in runs)
     systems = dict.fromkeys(run.result.settings["resolved"]["system"] for run in runs)
     return f"{', '.join(models)} on {', '.join(systems)}"
 
 
-def _compared(runs: Sequence[Run]) -> list[bool]:
+def _compared(runs: Sequence[ComparedRun]) -> list[bool]:
     """Which runs are compared with another."""
     return [run.base != position for position, run in enumerate(runs)]
 
 
-def _metric_cells(row: MetricRow, runs: Sequence[Run]) -> dict[str, Any]:
+def _metric_cells(row: MetricRow, runs: Sequence[ComparedRun]) -> dict[str, Any]:
     cells = [
         {
             "value": "-" if value is None else f"{value:.4g}",
@@ -98,7 +118,7 @@ def _verdict(metric: Metric, ratio: float | None) -> str:
     return "better" if (ratio > 1) == metric.higher_is_better else "worse"
 
 
-def _operator_cells(row: OperatorRow, runs: Sequence[Run]) -> dict[str, Any]:
+def _operator_cells(row: OperatorRow, runs: Sequence[ComparedRun]) -> dict[str, Any]:
     cells = []
     for seconds, difference, compared in zip(row.seconds, row.differences, _compared(runs), strict=True):
         verdict = "" if difference == 0 else "better" if difference < 0 else "worse"
@@ -107,8 +127,8 @@ def _operator_cells(row: OperatorRow, runs: Sequence[Run]) -> dict[str, Any]:
     return {"operator": row.operator, "cells": cells}
 
 
-def _facts(run: Run) -> list[str]:
-    settings, summary = run.result.settings, run.summary
+def _facts(run: ComparedRun) -> list[str]:
+    settings, summary = run.result.settings, run.result.summary
     what = settings["resolved"]
     degrees = ", ".join(f"{name} {degree}" for name, degree in settings["parallelism"].items())
     loop = f"{what['concurrency']} in flight" if what["concurrency"] else "open loop"

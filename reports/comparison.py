@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moesim.simulator.result import Result
+from moesim.reports.latency import Run
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,10 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class Run:
-    """A result, what to call it, and the position of the run that it is compared with (its own if none)."""
+class ComparedRun(Run):
+    """A run, and the position among all runs of the one that it is compared with (its own if none)."""
 
-    label: str
-    result: Result
     base: int
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        """The result's summary."""
-        return self.result.summary
 
 
 @dataclass(frozen=True)
@@ -64,32 +57,32 @@ class OperatorRow:
     differences: tuple[float, ...]  # to the base run
 
 
-def metric_rows(runs: Sequence[Run]) -> list[MetricRow]:
+def metric_rows(runs: Sequence[ComparedRun]) -> list[MetricRow]:
     """`METRICS` of all runs."""
     return [_metric_row(metric, runs) for metric in METRICS]
 
 
-def _metric_row(metric: Metric, runs: Sequence[Run]) -> MetricRow:
-    found = [run.summary[metric.key] for run in runs]
+def _metric_row(metric: Metric, runs: Sequence[ComparedRun]) -> MetricRow:
+    found = [run.result.summary[metric.key] for run in runs]
     values = tuple(None if value is None else value * metric.scale for value in found)
     bases = [values[run.base] for run in runs]
     ratios = (value / base if value is not None and base else None for value, base in zip(values, bases, strict=True))
     return MetricRow(metric, values, tuple(ratios))
 
 
-def operator_rows(runs: Sequence[Run], most: int = 8) -> list[OperatorRow]:
+def operator_rows(runs: Sequence[ComparedRun], most: int = 8) -> list[OperatorRow]:
     """The operators that differ most from the base run, by time per output token; the largest where none differs.
 
     Seconds are busy seconds per device divided by the output tokens of the whole run, so they add up to the time that
     the devices spend per output token, and runs of different length can be compared.
     """
-    times = [_operator_seconds(run.summary) for run in runs]
+    times = [_operator_seconds(run.result.summary) for run in runs]
     names = dict.fromkeys(name for per_run in times for name in per_run)
     rows = [_operator_row(name, [per_run.get(name, 0.0) for per_run in times], runs) for name in names]
     return sorted(rows, key=lambda row: (-max(map(abs, row.differences)), -max(row.seconds)))[:most]
 
 
-def _operator_row(name: str, seconds: Sequence[float], runs: Sequence[Run]) -> OperatorRow:
+def _operator_row(name: str, seconds: Sequence[float], runs: Sequence[ComparedRun]) -> OperatorRow:
     differences = tuple(value - seconds[run.base] for value, run in zip(seconds, runs, strict=True))
     return OperatorRow(name, tuple(seconds), differences)
 

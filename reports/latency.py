@@ -110,6 +110,11 @@ def mean_step_s(result: Result) -> float:
     return float(np.mean(result.tables["steps"]["duration_s"]))
 
 
+def waiting_s(result: Result) -> float:
+    """What is left of the mean step: a device waits for others or, with several processors, for the slower part."""
+    return max(0.0, mean_step_s(result) - sum(step_time_by_operator(result).values()))
+
+
 def step_time_by_layer(result: Result) -> tuple[NDArray[np.int64], Floats, float]:
     """Mean seconds that a device works on each layer in a step.
 

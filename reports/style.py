@@ -6,8 +6,9 @@ because that keeps a global list of figures.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:  # see above
 FORMATS = (".png", ".svg")
 """Suffixes of figures."""
 
-TEXT, SUBTLE, GRID, IDLE = "#1a1a1a", "#5f5f5f", "#dcdcdc", "#eeeeee"
+TEXT, SUBTLE, GRID = "#1a1a1a", "#5f5f5f", "#dcdcdc"
+PROCESSORS, NETWORK, IDLE = ("#0072B2", "#009E73"), "#E69F00", "#e4e4e4"
+"""What a device does: first and second processor, network, nothing."""
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """For series without an order (Okabe and Ito, 2008); the yellow, hard to see on white, is left out."""
 LINES = ("-", "--", "-.", ":")
@@ -54,6 +57,9 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "moesim",  # ids of clip paths and markers would be random
     "svg.fonttype": "path",  # the same everywhere, whatever fonts the viewer has
 }
+
+
+_ROUNDS_UP = 0.9995  # 999.6 ms is written as 1 s
 
 
 class Kind(NamedTuple):
@@ -121,6 +127,26 @@ def ordered_colours(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](step)) for step in steps]
 
 
+def series_line(index: int) -> dict[str, Any]:
+    """Colour and dashes of series number `index`."""
+    return {"color": OKABE_ITO[index % len(OKABE_ITO)], "linestyle": LINES[index // len(OKABE_ITO) % len(LINES)]}
+
+
+def text_colour_on(colour: str) -> str:
+    """Black or white, whichever is read more easily on `colour` (relative luminance of WCAG 2, section 1.4.3)."""
+    from matplotlib.colors import to_rgb
+
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else TEXT
+
+
+def duration_text(seconds: float) -> str:
+    """`seconds` with three digits in the unit that suits them."""
+    factor, unit = next((pair for pair in ((1.0, "s"), (1e-3, "ms")) if seconds >= pair[0] * _ROUNDS_UP), (1e-6, "µs"))
+    return f"{seconds / factor:.3g} {unit}"
+
+
 def plain(text: str) -> str:
     """`text` from outside, such as a name, without what matplotlib would take for a formula or could not draw."""
     return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")
@@ -151,14 +177,8 @@ def check_output(path: str | Path) -> Path:
     """
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
-        raise DataError(str(path), f"a figure must end in {' or '.join(FORMATS)}", target.suffix)
-    if target.is_dir():
-        raise DataError(str(path), "must be a file, and is a folder")
-    if not target.parent.is_dir():
-        raise DataError(str(path), "the folder must exist", str(target.parent))
-    if not os.access(target.parent, os.W_OK):
-        raise DataError(str(path), "the folder must be writable", str(target.parent))
-    return target
+        raise DataError(str(path), f"a figure must end in {' or '.join(FORMATS)}", target.suffix or "no suffix")
+    return _check_place(target)
 
 
 def save(figure: "Figure", path: str | Path) -> Path:
@@ -168,21 +188,49 @@ def save(figure: "Figure", path: str | Path) -> Path:
         DataError: as `check_output`, or the file system refuses.
     """
     target = check_output(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    try:
-        _write(figure, unfinished, target.suffix.lower())
-        unfinished.replace(target)
-    except OSError as error:
-        raise DataError(str(path), f"must be writable ({error.strerror or error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with _whole_file(target) as unfinished:
+        _draw(figure, unfinished, target.suffix.lower())
     return target
 
 
-def _write(figure: "Figure", path: Path, suffix: str) -> None:
-    import warnings
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a page to `path`, whole or not at all.
 
-    metadata = {".svg": {"Date": None}, ".png": {"Software": None}}
+    Raises:
+        DataError: a folder, a folder that is missing or may not be written to, or the file system refuses.
+    """
+    target = _check_place(Path(path))
+    with _whole_file(target) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return target
+
+
+def _check_place(target: Path) -> Path:
+    if target.is_dir():
+        raise DataError(str(target), "must be a file, and is a folder")
+    if not target.parent.is_dir():
+        raise DataError(str(target), "the folder must exist", str(target.parent))
+    if not os.access(target.parent, os.W_OK):
+        raise DataError(str(target), "the folder must be writable", str(target.parent))
+    return target
+
+
+@contextmanager
+def _whole_file(target: Path) -> Iterator[Path]:
+    """A file beside `target` that takes its place when the block succeeds, and vanishes when it fails."""
+    unfinished = target.with_name(f".{os.getpid()}.unfinished{target.suffix}")
+    try:
+        yield unfinished
+        unfinished.replace(target)
+    except OSError as error:
+        raise DataError(str(target), f"cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def _draw(figure: "Figure", path: Path, suffix: str) -> None:
+    metadata = {".svg": {"Date": None}, ".png": {"Software": None}}  # the same figure gives the same bytes
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in a script that the font lacks shows boxes
         figure.savefig(path, format=suffix[1:], metadata=metadata[suffix])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moesim.errors import ConfigError, DataError
 from moesim.workloads.models import Model
 
-_CONTIGUOUS = "contiguous"
+CONTIGUOUS = "contiguous"
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,29 @@ class Placement:
 
 def load_placement(
     reference: str, model: Model, ep: int, base: Path | None = None, place: str = "placement"
-) -> Placement | None:
+) -> Placement:
     """`contiguous`, or a JSON file `{"model": name, "experts": [[expert of slot 0, ...] per MoE layer]}`.
 
     Args:
         reference: the word or the path of the file.
-        model: what is placed; a dense model has no placement.
+        model: what is placed.
         ep: expert-parallel ranks.
         base: folder that a relative path starts from.
         place: where the reference stands, for errors.
 
     Raises:
-        ConfigError: a file for a dense model.
+        ConfigError: the model is dense.
         DataError: missing or broken file, a placement for another model, an expert without a slot, or slots that do
             not divide over the ranks.
     """
     if not model.moe_layers:
-        if reference == _CONTIGUOUS:
-            return None
         raise ConfigError(place, f"a placement needs routed experts, but {model.name} is dense", reference)
     experts = model.moe_layers[0][1].experts
-    if reference == _CONTIGUOUS:
+    if reference == CONTIGUOUS:
         return Placement.contiguous(len(model.moe_layers), experts, ep)
     path = Path(base or ".") / Path(reference).expanduser()
     if not path.is_file():
-        raise DataError(place, f"must be `{_CONTIGUOUS}` or an existing JSON file", str(path))
+        raise DataError(place, f"must be `{CONTIGUOUS}` or an existing JSON file", str(path))
     slots = _read_slots(path, model)
     _check_slots(slots, path, model, ep)
     return Placement(slots.astype(np.int32), ep)

@@ -17,7 +17,7 @@ from moesim.errors import ConfigError, InputError
 from moesim.hw_models.system import System, load_system, system_document
 from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
 from moesim.simulator.parallelism import Parallelism, check_parallelism
-from moesim.simulator.placement import Placement, load_placement
+from moesim.simulator.placement import CONTIGUOUS, Placement, load_placement
 from moesim.simulator.scheduler import SchedulerSettings
 from moesim.workloads.models import Model, load_model
 from moesim.workloads.requests import Requests, load_requests
@@ -50,7 +50,7 @@ class Scenario(Config):
     )
     routing: Named = Field("uniform", description="uniform, zipf:EXPONENT, a shipped profile, a profile or trace file")
     parallelism: Parallelism | None = Field(None, description="tp, dp, ep; without it tp = number of devices")
-    placement: str = Field("contiguous", description="contiguous, or the path of a placement file")
+    placement: str = Field(CONTIGUOUS, description="contiguous, or the path of a placement file")
     scheduler: SchedulerSettings = SchedulerSettings()
     seed: int = Field(0, ge=0, description="seed of every random draw")
     engine: Literal["compiled", "simpy"] = Field("compiled", description="which engine plays the task graphs")
@@ -213,6 +213,9 @@ def _parallelism_place(scenario: Scenario, document: Document) -> str:
 
 
 def _placement(scenario: Scenario, document: Document, model: Model, parallelism: Parallelism) -> Placement | None:
+    """Where the experts are; None for a dense model, which must not ask for anything."""
+    if scenario.placement == CONTIGUOUS and not model.moe_layers:
+        return None
     if "placement" not in document.data:
         return load_placement(scenario.placement, model, parallelism.ep)
     part = document.child("placement")

@@ -21,6 +21,9 @@ def main() -> None:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(_WRONG_INPUT)
+    except MemoryError:
+        sys.stderr.write("error: the memory of this machine does not suffice; take fewer requests or a smaller model\n")
+        sys.exit(_WRONG_INPUT)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
             sys.stderr.write("interrupted; an unfinished simulation writes nothing\n")

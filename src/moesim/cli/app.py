@@ -145,6 +145,69 @@ def simulate(
     simulate_command(scenario, flags, assignments or [], out=out, timeline=timeline, as_json=as_json)
 
 
+@app.command(
+    epilog=_examples(
+        "moesim roofline --model gpt-oss-20b --hardware h100-sxm,h200-sxm -o roofline.png",
+        "moesim roofline --model deepseek-v3 --hardware h200-sxm --tp 8 --batch 1,64,256 -o roofline.svg",
+    )
+)
+def roofline(
+    model: Annotated[str, typer.Option(help="Shipped model, YAML file, or Hugging Face config.json.")],
+    hardware: Annotated[str, typer.Option(help="Devices, separated by commas: a panel each.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Figure to write: .svg or .png.")],
+    batch: Annotated[str, typer.Option(help="Sequences per decode step, separated by commas.")] = "1,16,128",
+    context: Annotated[int, typer.Option(min=1, help="Tokens each decoding sequence has cached.")] = 1024,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill step.")] = 1024,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism; one shard is drawn.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Draw what limits a model's operators on devices: attained rate over arithmetic intensity."""
+    from moesim.cli.figures import roofline_command
+
+    roofline_command(model, hardware, batch, output, context=context, prompt=prompt, tp=tp, as_json=as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "moesim latency out/a out/b -o latency.png", "moesim latency out/a --figure devices -o devices.svg"
+    )
+)
+def latency(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `moesim simulate --out` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Figure to write: .svg or .png.")],
+    figure: Annotated[str, typer.Option(help="steps, layers, devices, latency, or all.")] = "all",
+    as_json: Json = False,
+) -> None:
+    """Draw where the time of saved runs went, by operator, layer and device, and what requests saw of it."""
+    from moesim.cli.figures import latency_command
+
+    latency_command(runs, output, figure=figure, as_json=as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "moesim compare mixtral-8x7b-tp4 mixtral-8x7b-duplex --set concurrency=32,64,128 -o compare.html",
+        "moesim compare quickstart --set system=a100-sxm-1,h100-sxm-1,h200-sxm-1 -o gpus.md",
+        "moesim compare out/before out/after -o change.html",
+    )
+)
+def compare(
+    scenarios: Annotated[list[str], typer.Argument(help="Shipped scenarios, YAML files, or folders of saved runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page: .html or .md.")],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=A,B", help="Any setting; a run for each value.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep runs there, and run only what is missing.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare scenarios, settings or saved runs: one page with tables, ratios, causes and figures."""
+    from moesim.cli.compare import compare_command
+
+    compare_command(scenarios, assignments or [], output, runs=runs, as_json=as_json)
+
+
 @models_app.command("list", epilog=_examples("moesim models list --json"))
 def models_list(as_json: Json = False) -> None:
     """Models that ship with moesim."""

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moesim.cli.output import print_json, progress_bar
+from moesim.cli.output import print_json
+from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, DataError
-from moesim.reports.compare_figures import comparison_figures
-from moesim.reports.compare_page import TEMPLATES, comparison_page
-from moesim.reports.comparison import Run, metric_rows, operator_rows
+from moesim.reports.compare_page import TEMPLATES, comparison_figures, comparison_page
+from moesim.reports.comparison import ComparedRun, metric_rows, operator_rows
+from moesim.reports.latency import MOST_RUNS
 from moesim.reports.style import write_text
 from moesim.search.grid import expand, varied_keys
 from moesim.search.runs import RunStore
@@ -31,11 +32,13 @@ def compare_command(
     """Compare saved runs and scenarios, each with every combination of the assignments."""
     _check_output(output)
     planned = _plan(scenarios, assignments)
+    if len(planned) > MOST_RUNS:
+        raise ConfigError("SCENARIO and --set", f"a comparison shows at most {MOST_RUNS} runs", len(planned))
     finished = _run_all(planned, RunStore(runs))
     page = comparison_page(finished, comparison_figures(finished), output.suffix)
     write_text(output, page)
     if as_json:
-        print_json(_as_json(finished, output))
+        print_json({"runs": [run.result.settings for run in finished]}, _results(finished), output=str(output))
     else:
         print(f"wrote {output}")
 
@@ -54,15 +57,15 @@ def _plan(scenarios: Sequence[str], assignments: Sequence[str]) -> list[_Planned
     are compared with the first variant.
     """
     variants, varied = expand(assignments), varied_keys(assignments)
+    paired = len(scenarios) > 1 and not is_result(Path(scenarios[0]))
     planned: list[_Planned] = []
     for name in scenarios:
         if is_result(Path(name)):
             planned.append(_Planned(Path(name).name, Path(name), 0))
             continue
         for number, variant in enumerate(variants):
-            base = number if len(scenarios) > 1 and not is_result(Path(scenarios[0])) else 0
             label = _label(name, [text for text in variant if text.partition("=")[0] in varied])
-            planned.append(_Planned(label, prepare(*load_scenario(name, variant)), base))
+            planned.append(_Planned(label, prepare(*load_scenario(name, variant)), number if paired else 0))
     return planned
 
 
@@ -70,7 +73,7 @@ def _label(scenario: str, varied: Sequence[str]) -> str:
     return " ".join([Path(scenario).stem if "/" in scenario else scenario, *varied])
 
 
-def _run_all(planned: Sequence[_Planned], store: RunStore) -> list[Run]:
+def _run_all(planned: Sequence[_Planned], store: RunStore) -> list[ComparedRun]:
     finished = []
     for number, plan in enumerate(planned, start=1):
         if isinstance(plan.source, Path):
@@ -79,17 +82,17 @@ def _run_all(planned: Sequence[_Planned], store: RunStore) -> list[Run]:
             what = f"run {number} of {len(planned)}: {plan.label}"
             with progress_bar(what, len(plan.source.requests), "requests") as update:
                 result = store.result(plan.source, on_progress=update)
-        finished.append(Run(plan.label, result, plan.base))
+        finished.append(ComparedRun(plan.label, result, plan.base))
     return finished
 
 
-def _as_json(runs: Sequence[Run], output: Path) -> dict[str, object]:
+def _results(runs: Sequence[ComparedRun]) -> dict[str, object]:
     rows = metric_rows(runs)
-    results = [
+    compared = [
         {
             "label": run.label,
             "base": runs[run.base].label,
-            "summary": run.summary,
+            "summary": run.result.summary,
             "ratios": {row.metric.key: row.ratios[position] for row in rows},
         }
         for position, run in enumerate(runs)
@@ -98,5 +101,4 @@ def _as_json(runs: Sequence[Run], output: Path) -> dict[str, object]:
         {"operator": row.operator, "time_per_output_token_s": row.seconds, "difference_s": row.differences}
         for row in operator_rows(runs)
     ]
-    settings = [run.result.settings for run in runs]
-    return {"settings": settings, "results": results, "operators": differences, "output": str(output)}
+    return {"runs": compared, "operators": differences}

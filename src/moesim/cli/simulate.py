@@ -4,13 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from moesim.cli.output import print_json
+from moesim.cli.output import print_json, progress_bar
+from moesim.cli.progress import progress_bar
 from moesim.cli.summary import print_summary
 from moesim.errors import ConfigError, InputError
-from moesim.simulator.result import Result, check_target
+from moesim.simulator.result import check_target
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 from moesim.simulator.simulate import run
 
@@ -38,7 +36,9 @@ def simulate_command(
         raise ConfigError("--timeline", "needs --out DIR, where the trace is saved")
     if out is not None:
         check_target(out)
-    result = _run_with_progress(_prepare(scenario, flags, assignments), timeline=timeline)
+    setup = _prepare(scenario, flags, assignments)
+    with progress_bar("simulating", len(setup.requests), "requests") as update:
+        result = run(setup, timeline=timeline, on_progress=update)
     saved = None if out is None else result.save(out)
     if as_json:
         print_json(result.settings, result.summary, out=str(saved) if saved else None)
@@ -63,13 +63,3 @@ def _prepare(scenario: str, flags: Mapping[str, object], assignments: Sequence[s
 def _flag(key: str) -> str:
     """`parallelism.tp` as `--tp`."""
     return "--" + key.rpartition(".")[2].replace("_", "-")
-
-
-def _run_with_progress(setup: Setup, *, timeline: bool) -> Result:
-    """Simulate with a progress bar on stderr, which shows only on a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("simulating", total=len(setup.requests.arrival_s))
-        return run(setup, timeline=timeline, on_progress=lambda done: progress.update(task, completed=done))
