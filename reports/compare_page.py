@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # matplotlib loads slowly
 TEMPLATES = {".html": "compare.html.j2", ".md": "compare.md.j2"}
 _SAME = 0.005  # ratios nearer to 1 than this are neither better nor worse
 _MICRO = 1e6
+_ALL_DIGITS = 1000
 DESCRIBED = ("model", "system", "parallelism", "load", "routing", "extrapolated")
 
 
@@ -63,6 +64,7 @@ def comparison_page(runs: Sequence[ComparedRun], figures: Sequence[PageFigure], 
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=html,  # every label and name is text; a Markdown file escapes what would break its tables
         undefined=StrictUndefined,
+        trim_blocks=True,
     )
     environment.finalize = None if html else _escape_markdown
     return environment.get_template(TEMPLATES[suffix]).render(
@@ -103,13 +105,18 @@ def _compared(runs: Sequence[ComparedRun]) -> list[bool]:
 def _metric_cells(row: MetricRow, runs: Sequence[ComparedRun]) -> dict[str, Any]:
     cells = [
         {
-            "value": "-" if value is None else f"{value:.4g}",
+            "value": "-" if value is None else _number(value),
             "ratio": f"{ratio:.2f}x" if compared and ratio is not None else "",
             "verdict": _verdict(row.metric, ratio) if compared else "",
         }
         for value, ratio, compared in zip(row.values, row.ratios, _compared(runs), strict=True)
     ]
     return {"metric": row.metric, "cells": cells}
+
+
+def _number(value: float) -> str:
+    """Four significant digits, and all digits before the point."""
+    return f"{value:,.0f}" if abs(value) >= _ALL_DIGITS else f"{value:.4g}"
 
 
 def _verdict(metric: Metric, ratio: float | None) -> str:
@@ -122,8 +129,8 @@ def _operator_cells(row: OperatorRow, runs: Sequence[ComparedRun]) -> dict[str, 
     cells = []
     for seconds, difference, compared in zip(row.seconds, row.differences, _compared(runs), strict=True):
         verdict = "" if difference == 0 else "better" if difference < 0 else "worse"
-        shown = f"{difference * _MICRO:+.4g}" if compared else ""
-        cells.append({"value": f"{seconds * _MICRO:.4g}", "difference": shown, "verdict": verdict})
+        shown = f"{difference * _MICRO:+.3g}" if compared else ""
+        cells.append({"value": _number(seconds * _MICRO), "difference": shown, "verdict": verdict})
     return {"operator": row.operator, "cells": cells}
 
 

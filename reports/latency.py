@@ -1,6 +1,6 @@
 """Where the time of saved runs went: by operator, by layer, by device, and what requests saw of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ _NEEDED = {
     "steps": {"duration_s"},
 }
 _BUSY = "_busy_s"
-NETWORK, IDLE = "network", "idle"
+COMPUTE, NETWORK, IDLE = "compute", "network", "idle"
+"""Activities of a device; in place of the first, the names of its processors where there are several."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def _seconds_per_step(result: Result) -> Floats:
 
 
 def step_time_by_operator(result: Result) -> dict[str, float]:
-    """Mean seconds that a device (or the host) works on each operator in a step; transfers count as operators."""
+    """Mean seconds that a device (or the host) works on each operator in a step; transfers count as operators.
+
+    Of a device with several processors, the seconds of all of them together.
+    """
     names, inverse = np.unique(np.asarray(result.tables["operators"]["operator"]).astype(str), return_inverse=True)
     sums = np.bincount(inverse.ravel(), _seconds_per_step(result), len(names))
     return dict(zip(names.tolist(), sums.tolist(), strict=True))
@@ -125,7 +129,8 @@ def step_time_by_layer(result: Result) -> tuple[NDArray[np.int64], Floats, float
     layer, seconds = np.asarray(result.tables["operators"]["layer"]), _seconds_per_step(result)
     inside = layer >= 0
     layers, inverse = np.unique(layer[inside], return_inverse=True)
-    return layers, np.bincount(inverse.ravel(), seconds[inside], len(layers)), float(seconds[~inside].sum())
+    by_layer: Floats = np.bincount(inverse.ravel(), seconds[inside], len(layers)).astype(np.float64)
+    return layers, by_layer, float(seconds[~inside].sum())
 
 
 def device_shares(result: Result) -> dict[str, Floats]:
@@ -136,8 +141,8 @@ def device_shares(result: Result) -> dict[str, Floats]:
     """
     table, duration_s = result.tables["devices"], float(result.summary["duration_s"])
     busy = {name.removesuffix(_BUSY): np.asarray(values) for name, values in table.items() if name.endswith(_BUSY)}
-    network, compute = busy.pop(NETWORK), busy.pop("compute")
-    processors = busy if len(busy) > 1 else {"compute": compute}
+    network, compute = busy.pop(NETWORK), busy.pop(COMPUTE)
+    processors = busy if len(busy) > 1 else {COMPUTE: compute}
     shares = {name: values / duration_s for name, values in {**processors, NETWORK: network}.items()}
     return {**shares, IDLE: np.maximum(0.0, 1.0 - sum(shares.values(), np.zeros(len(network))))}
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.reports import style
 from moesim.reports.latency import (
+    COMPUTE,
     IDLE,
     NETWORK,
     Run,
     device_shares,
-    devices,
     ecdf,
     mean_step_s,
     step_time_by_kind,
@@ -19,7 +20,6 @@ from moesim.reports.latency import (
     steps,
     waiting_s,
 )
-from moesim.reports import style
 from moesim.reports.style import KINDS, OTHER, duration_text, plain, series_line, shortened
 
 if TYPE_CHECKING:  # matplotlib loads slowly
@@ -40,7 +40,8 @@ _LABEL_LETTERS = 26
 _SMALLEST_LABELLED = 0.045  # share of the longest bar
 _LEGIBLE_DEVICES = 20  # with more bars than this, devices are not numbered
 _HEADROOM = 1.2  # above the bars, for the legend
-_CROWDED_RUNS = 3  # with more runs than this, their names under the bars are slanted
+_CROWDED_RUNS = 3  # with more runs than this, their names under the bars stand upright, in this many inches
+_UPRIGHT_NAMES_IN, _UPRIGHT_LETTERS = 0.8, 18
 _SPREAD = 4.0  # times that differ by more than this factor are drawn on a logarithmic axis
 _METRICS = {"ttft_s": "TTFT: arrival to first token", "tpot_s": "TPOT: time per output token after the first"}
 _QUARTERS = ([0.0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
@@ -64,7 +65,8 @@ def _rows(runs: Sequence[Run], figures: Sequence[str]) -> list[tuple[list[str], 
     steps_in = max(_LEAST_STEPS_IN, 1.0 + _BAR_IN * len(runs))
     middle = [name for name in ("layers", "devices") if name in figures]
     rows = [(["steps"], steps_in)] if "steps" in figures else []
-    rows += [(middle, _PANEL_IN)] if middle else []
+    upright_in = _UPRIGHT_NAMES_IN if "devices" in middle and len(runs) > _CROWDED_RUNS else 0.0
+    rows += [(middle, _PANEL_IN + upright_in)] if middle else []
     return [*rows, (list(_METRICS), _PANEL_IN)] if "latency" in figures else rows
 
 
@@ -80,7 +82,7 @@ def _draw_row(figure: "SubFigure", runs: Sequence[Run], names: Sequence[str]) ->
 def _draw_header(figure: "SubFigure", runs: Sequence[Run]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], label=_summary(run), linewidth=2.2, **series_line(index)) for index, run in enumerate(runs)]
+    handles = [Line2D([], [], label=_summary(run), **series_line(index)) for index, run in enumerate(runs)]
     legend = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.004, 1.0), borderpad=0.6)
     legend.set_in_layout(False)
 
@@ -125,7 +127,7 @@ def draw_layers(axes: "Axes", runs: Sequence[Run]) -> "Axes":
     highest_ms = 0.0
     for index, run in enumerate(runs):
         layers, seconds, _ = step_time_by_layer(run.result)
-        axes.plot(layers, 1e3 * seconds, drawstyle="steps-mid", linewidth=1.5, **series_line(index))
+        axes.plot(layers, 1e3 * seconds, drawstyle="steps-mid", **series_line(index))
         highest_ms = max(highest_ms, 1e3 * float(seconds.max(initial=0.0)))
     axes.set(xlabel="layer", ylabel="time per step (ms)", title="Step time by layer: mean over steps and devices")
     axes.set_ylim(0, 1.05 * highest_ms or 1.0)
@@ -141,14 +143,13 @@ def draw_devices(axes: "Axes", runs: Sequence[Run]) -> "Axes":
     positions = [start + np.arange(count) for start, count in zip(first, counts, strict=True)]
     crowded = counts.sum() > _LEGIBLE_DEVICES
     highest = max(_stack(axes, *bars, crowded=crowded) for bars in zip(positions, shares, strict=True))
-    _name_bars(axes, [] if crowded else positions, {bars.mean(): _label(run) for bars, run in zip(positions, runs, strict=True)})
+    centres = {float(bars.mean()): run.label for bars, run in zip(positions, runs, strict=True)}
+    _name_bars(axes, [] if crowded else positions, centres)
     axes.set(ylim=(0, _HEADROOM * highest), xlim=(0, positions[-1][-1] + 1), ylabel="share of the run")
     axes.set_title("Devices: busy and idle")
     axes.set_yticks(*_QUARTERS)
     axes.grid(visible=True, axis="y")
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), loc="upper left", ncols=len(unique), columnspacing=1.2, borderpad=0)
+    _activity_legend(axes, shares)
     return axes
 
 
@@ -164,7 +165,7 @@ def draw_distribution(axes: "Axes", runs: Sequence[Run], metric: str) -> "Axes":
     for index, run in enumerate(runs):
         times_s, fractions = ecdf(run.result.tables["requests"][metric])
         if len(times_s):
-            axes.plot([times_s[0], *times_s], [0, *fractions], drawstyle="steps-post", linewidth=1.5, **series_line(index))
+            axes.plot([times_s[0], *times_s], [0, *fractions], drawstyle="steps-post", **series_line(index))
             drawn += [times_s[0], times_s[-1]]
     _scale_times(axes, drawn)
     axes.set(ylim=(0, 1.02), xlabel="time", ylabel="share of requests", title=_METRICS[metric])
@@ -183,25 +184,37 @@ def _label(run: Run) -> str:
 def _stack(axes: "Axes", positions: NDArray[np.int64], shares: dict[str, Floats], *, crowded: bool) -> float:
     """Bars of one run; returns the height of the tallest, which is above 1 where activities overlap."""
     bottom = np.zeros(len(positions))
-    for (activity, height), colour in zip(shares.items(), _activity_colours(shares), strict=True):
-        label = "computing" if activity == "compute" else plain(activity)
-        line = {"edgecolor": "none"} if crowded else {"edgecolor": "white", "linewidth": 0.6}
-        axes.bar(positions, height, 1.0 if crowded else 0.82, bottom, color=colour, label=label, **line)
-        bottom = bottom + height
+    line = {"edgecolor": "none"} if crowded else {"edgecolor": "white", "linewidth": 0.6}
+    for activity, colour in _activity_colours(shares).items():
+        axes.bar(positions, shares[activity], 1.0 if crowded else 0.82, bottom, color=colour, **line)
+        bottom = bottom + shares[activity]
     return float(bottom.max())
 
 
-def _activity_colours(shares: dict[str, Floats]) -> list[str]:
-    others = {NETWORK: style.NETWORK, IDLE: style.IDLE}
-    processors = dict(zip((name for name in shares if name not in others), style.PROCESSORS, strict=False))
-    return [{**processors, **others}[name] for name in shares]
+def _activity_colours(shares: dict[str, Floats]) -> dict[str, str]:
+    """Colour of each activity, from the bottom of the bars to the top."""
+    processors = (name for name in shares if name not in {NETWORK, IDLE})
+    return {**dict(zip(processors, style.PROCESSORS, strict=False)), NETWORK: style.NETWORK, IDLE: style.IDLE}
+
+
+def _activity_legend(axes: "Axes", runs: Sequence[dict[str, Floats]]) -> None:
+    """One entry per colour; processors of different devices can share one."""
+    from matplotlib.patches import Patch
+
+    names: dict[str, dict[str, None]] = {colour: {} for colour in (*style.PROCESSORS, style.NETWORK, style.IDLE)}
+    for shares in runs:
+        for activity, colour in _activity_colours(shares).items():
+            names[colour]["computing" if activity == COMPUTE else plain(activity)] = None
+    handles = [Patch(color=colour, label=" / ".join(labels)) for colour, labels in names.items() if labels]
+    axes.legend(handles=handles, loc="upper left", ncols=len(handles), columnspacing=1.2, borderpad=0)
 
 
 def _name_bars(axes: "Axes", numbered: Sequence[NDArray[np.int64]], centres: dict[float, str]) -> None:
     """Runs below their bars and, between both, the numbers of `numbered` devices."""
     axes.xaxis.remove_overlapping_locs = False
-    slant = {"rotation": 20, "ha": "right"} if len(centres) > _CROWDED_RUNS else {}
-    axes.set_xticks(list(centres), list(centres.values()), **slant)
+    upright = len(centres) > _CROWDED_RUNS
+    names = [shortened(name, _UPRIGHT_LETTERS if upright else _LABEL_LETTERS) for name in centres.values()]
+    axes.set_xticks(list(centres), [plain(name) for name in names], rotation=90 if upright else 0)
     axes.tick_params(axis="x", which="major", length=0, pad=15 if numbered else 4)
     axes.set_xticks(
         [float(bar) for bars in numbered for bar in bars],

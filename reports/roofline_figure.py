@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesim.reports.roofline import PlottedStep, Point, Roof, Roofline
 from moesim.reports.style import KINDS, OTHER, PREFILL, SUBTLE, TEXT, new_figure, ordered_colours, plain, styled
+from moesim.workloads.operator_plan import EXPERTS
 
 if TYPE_CHECKING:  # matplotlib loads slowly
     from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ _Legend = tuple[str, "list[Line2D]", int]
 
 _COLUMNS = 3
 _PANEL_IN = (5.2, 4.3)
-_NARROWEST_IN = 9.6  # so that the legends fit side by side
+_NARROWEST_IN = 10.4  # so that the legends fit side by side
 _LEGENDS_AT_IN = (0.1, 3.75, 5.6, 8.4)
 _LINE_IN = 0.175  # of the legends and the note
 _MARKER_POINTS, _LARGEST_POINTS = 5.5, 16.0
@@ -46,14 +47,14 @@ class Limits(NamedTuple):
 
 def roofline_figure(panels: Sequence[Roofline]) -> "Figure":
     """A panel for each of `panels` (one at least, all of one model and of the same steps), with shared axes."""
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // _COLUMNS)
+    columns = -(-len(panels) // rows)
     width_in, height_in = max(_NARROWEST_IN, _PANEL_IN[0] * columns), _PANEL_IN[1] * rows
     with styled():
         legends, note = _legend_groups(panels), _note(panels, width_in)
         lines = 3 + max(-(-len(handles) // per_row) for _, handles, per_row in legends) + note.count("\n")
         figure = new_figure(width_in, height_in + lines * _LINE_IN)
-        top, bottom = figure.subfigures(2, 1, height_ratios=[height_in, lines * _LINE_IN])
+        top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[height_in, lines * _LINE_IN]).ravel()
         _draw_panels(top, panels, (rows, columns))
         top.suptitle(_title(panels[0]), fontsize=11.5, fontweight="bold", x=0.1 / width_in, ha="left")
         _draw_legends(bottom, legends, width_in)
@@ -85,7 +86,8 @@ def draw_roofline(
     """
     intensity, rate = limits or limits_of([panel])
     axes.set(xscale="log", yscale="log", xlim=intensity, ylim=rate)
-    axes.set(xlabel="arithmetic intensity (FLOP/byte)", ylabel="attained rate (FLOP/s)")
+    axes.set_xlabel("arithmetic intensity: FLOPs / bytes moved (FLOP/byte)")
+    axes.set_ylabel("attained rate: FLOPs / priced time (FLOP/s)")
     axes.set_title(_panel_title(panel))
     axes.grid(visible=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -190,7 +192,7 @@ def _diameter_points(fraction: float) -> float:
 
 
 def _panel_title(panel: Roofline) -> str:
-    shard = f", one of {panel.tp} tensor-parallel shards" if panel.tp > 1 else ""
+    shard = f", one of {panel.tp} shards (tp)" if panel.tp > 1 else ""
     return textwrap.fill(plain(panel.title) + shard, _TITLE_LETTERS)
 
 
@@ -213,8 +215,12 @@ def _legend_groups(panels: Sequence[Roofline]) -> list[_Legend]:
     kinds = [_marker(kind.label, kind.marker, SUBTLE) for kind in (*KINDS, OTHER) if kind in used]
     steps = [_marker(step.label, "o", colour) for step, colour in step_colours(panels[0]).items()]
     shares = [_marker(f"{share:.0%}", "o", SUBTLE, _diameter_points(share)) for share in _EXAMPLE_SHARES]
-    lines = _line_handles(points)
-    return [("operators", kinds, 2), ("step", steps, 1), ("roofs and prices", lines, 1), ("share of step time", shares, 1)]
+    return [
+        ("operators", kinds, 2),
+        ("step", steps, 1),
+        ("roofs and prices", _line_handles(points), 1),
+        ("share of step time", shares, 1),
+    ]
 
 
 def _draw_legends(figure: "SubFigure", legends: Sequence[_Legend], width_in: float) -> None:
@@ -255,15 +261,16 @@ def _marker(label: str, marker: str, colour: str, diameter_points: float = 7.0, 
 
 
 def _note(panels: Sequence[Roofline], width_in: float) -> str:
-    steps = {point.step.phase: point.step for panel in panels for point in panel.points}
+    points = [point for panel in panels for point in panel.points]
+    steps = {point.step.phase: point.step for point in points}
+    routing = " Experts drawn uniformly." if any(EXPERTS in point.operators for point in points) else ""
+    context, prompt = steps["decode"].context_tokens, steps["prefill"].tokens
     lines = [
-        f"Decode: one token of each sequence at {steps['decode'].context_tokens:,} tokens of context. "
-        f"Prefill: one prompt of {steps['prefill'].tokens:,} tokens. Experts drawn uniformly.",
-        "A point is operators of one kind, all layers together: FLOPs / priced time over FLOPs / bytes moved. "
-        "Its area grows with its share of the step's time.",
+        f"Decode: one token of each sequence, {context:,} tokens cached. Prefill: {prompt:,} tokens.{routing}",
+        "A point is the operators of one kind in all layers; its area grows with its share of the step's time.",
         "Operators without FLOPs (norms, rotary embedding, activation functions, sampling) are left out.",
     ]
-    if any(len(point.roofs) > 1 for panel in panels for point in panel.points):
+    if any(len(point.roofs) > 1 for point in points):
         lines[2] += " A point above the roofs of both processors runs on both at once."
     crowded = [panel for panel in panels if panel.weight_bytes > panel.memory_bytes]
     if crowded:

@@ -48,6 +48,7 @@ _STYLE: dict[str, Any] = {
     "ytick.color": SUBTLE,
     "xtick.labelcolor": TEXT,
     "ytick.labelcolor": TEXT,
+    "lines.linewidth": 1.6,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "legend.title_fontsize": 8.5,
@@ -57,8 +58,7 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "moesim",  # ids of clip paths and markers would be random
     "svg.fonttype": "path",  # the same everywhere, whatever fonts the viewer has
 }
-
-
+_LIGHT = 0.5  # luma from which on text is dark
 _ROUNDS_UP = 0.9995  # 999.6 ms is written as 1 s
 
 
@@ -91,7 +91,7 @@ KINDS = (
     Kind("host", "#5f5f5f", "*", ("host",)),
 )
 """What operators are grouped into, in the order in which figures stack and list them."""
-OTHER = Kind("other operators", "#d9d9d9", "p", ())
+OTHER = Kind("other operators", "#A67C52", "p", ())
 
 _KIND_OF = {operator: kind for kind in KINDS for operator in kind.operators}
 
@@ -133,12 +133,12 @@ def series_line(index: int) -> dict[str, Any]:
 
 
 def text_colour_on(colour: str) -> str:
-    """Black or white, whichever is read more easily on `colour` (relative luminance of WCAG 2, section 1.4.3)."""
+    """Black or white, whichever is read more easily on `colour`."""
     from matplotlib.colors import to_rgb
 
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
-    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else TEXT
+    red, green, blue = to_rgb(colour)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
+    return TEXT if luma > _LIGHT else "white"
 
 
 def duration_text(seconds: float) -> str:

@@ -155,7 +155,8 @@ def _operator_table(simulator: StepSimulator) -> Columns:
     graph, source, totals = simulator.step_graph.graph, simulator.step_graph.source, simulator.totals
     real = graph.stream >= 0
     keys = np.stack([graph.kind, graph.layer, graph.device], axis=1)[real]
-    columns = {name: getattr(totals, name)[source][real] for name in ("time_s", "energy_j", "flops", "bytes")}
+    sums_of = {"time_s": "elapsed_s", "energy_j": "energy_j", "flops": "flops", "bytes": "bytes"}
+    columns = {name: getattr(totals, total)[source][real] for name, total in sums_of.items()}
     sums = sum_by(keys, columns)
     kind, layer, device = sums.pop("keys").T
     return {"operator": np.array(graph.kinds, dtype=object)[kind], "layer": layer, "device": device, **sums}

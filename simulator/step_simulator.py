@@ -34,7 +34,8 @@ class StepOutcome:
 class Totals:
     """Sums over all steps, by row of the cost vector (operators, collectives, host, joins)."""
 
-    time_s: NDArray[np.float64]
+    time_s: NDArray[np.float64]  # busy time
+    elapsed_s: NDArray[np.float64]  # as `time_s`, but an operator that two processors share counts its longer part once
     energy_j: NDArray[np.float64]
     flops: NDArray[np.float64]
     bytes: NDArray[np.float64]
@@ -45,7 +46,8 @@ class Totals:
     @classmethod
     def zero(cls, rows: int, expert_tokens: NDArray[np.int64]) -> "Totals":
         """Nothing summed up yet."""
-        return cls(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(rows), expert_tokens)
+        zeros = np.zeros((6, rows))
+        return cls(zeros[0], zeros[1], zeros[2], zeros[3], zeros[4], zeros[5], expert_tokens)
 
 
 @dataclass
@@ -136,11 +138,22 @@ class StepSimulator:
     ) -> None:
         totals, rows = self.totals, len(table)
         totals.time_s += time_s
+        totals.elapsed_s += self._elapsed(time_s, rows)
         totals.energy_j += energy_j
         totals.flops[:rows] += table.flops
         totals.bytes[:rows] += table.weight_bytes_read + table.read_bytes + table.write_bytes
         totals.extrapolated_s += np.where(extrapolated, time_s, 0.0)
         totals.steps += 1
+
+    def _elapsed(self, time_s: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+        """The cost vector with each operator's longest part under the first processor, and nothing under the others."""
+        count = len(self.processors)
+        if count == 1:
+            return time_s
+        elapsed = time_s.copy()
+        elapsed[: count * rows] = 0.0
+        elapsed[:rows] = time_s[: count * rows].reshape(count, rows).max(axis=0)
+        return elapsed
 
 
 def _imbalance(slot_tokens: NDArray[np.int64] | None, plan: OperatorPlan) -> float:

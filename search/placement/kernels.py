@@ -23,6 +23,10 @@ _COUNT_ROUNDS = 0.3
 8 to 32 devices: between 0.1 and 0.8 the mean gap changes by less than a third, best for few slots per device above."""
 _SWAPS_LEAST, _SWAPS_MOST = 2, 5
 """Random swaps of one round: enough to leave a local optimum, few enough to come back near it."""
+_ROUND_WORK = 500
+"""What a round costs besides the changes it looks at, in changes."""
+_MOVES_MOST = 2
+"""Replicas that one round moves at most."""
 _DRAWS_FROM, _DRAWS_TO = 4, 2
 """Experts that are drawn to find one that hardly needs its last replica, and one that needs another."""
 
@@ -81,7 +85,7 @@ def improve(weight: Floats, slots: Ints, target: float, work: int, rng: np.rando
         else:
             _disturb_slots(slots, held, rng)
             _weigh(weight, slots, replicas, share, load)
-        done += slots.size + _descend(weight, slots, held, replicas, share, load, counts)
+        done += _ROUND_WORK + slots.size + _descend(weight, slots, held, replicas, share, load, counts)
         if load.max() <= best_load:
             best[:], best_load = slots, load.max()
         else:
@@ -320,7 +324,22 @@ def _disturb_counts(
     load: Floats,
     rng: np.random.Generator,
 ) -> None:
-    """Take a replica from an expert that hardly needs it, give it to one that may, and pack anew."""
+    """Move a few replicas from experts that hardly need them to others that may, and pack anew."""
+    for _ in range(1 + int(rng.random() * _MOVES_MOST)):
+        giver, taker = _draw_pair(weight, replicas, share, slots.shape[0], rng)
+        if giver != _NONE and taker != _NONE and giver != taker:
+            replicas[giver] -= 1
+            replicas[taker] += 1
+            share[giver] = weight[giver] / replicas[giver]
+            share[taker] = weight[taker] / replicas[taker]
+    _pack(weight, slots, held, replicas, share, load)
+
+
+@njit(cache=True)
+def _draw_pair(
+    weight: Floats, replicas: Ints, share: Floats, devices: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """An expert with a replica to spare and one that lacks one, each the best of a few draws, `_NONE` where none was."""
     experts = weight.shape[0]
     giver = taker = _NONE
     for _ in range(_DRAWS_FROM):
@@ -331,10 +350,6 @@ def _disturb_counts(
             giver = drawn
     for _ in range(_DRAWS_TO):
         drawn = int(rng.random() * experts)
-        if replicas[drawn] < slots.shape[0] and (taker == _NONE or share[drawn] > share[taker]):
+        if replicas[drawn] < devices and (taker == _NONE or share[drawn] > share[taker]):
             taker = drawn
-    if giver in (taker, _NONE) or taker == _NONE:
-        return
-    replicas[giver] -= 1
-    replicas[taker] += 1
-    _pack(weight, slots, held, replicas, share, load)
+    return giver, taker

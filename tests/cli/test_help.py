@@ -8,7 +8,7 @@ import sys
 import pytest
 
 COMMANDS = ["", "simulate", "models", "models list", "models show", "hardware", "hardware list", "hardware show"]
-HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pydantic", "pyomo", "scipy", "simpy", "yaml"}
+HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pyomo", "scipy", "simpy", "yaml"}
 SCRIPT = """
 import contextlib, io, json, sys
 from moesim.cli import main

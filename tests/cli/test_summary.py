@@ -52,7 +52,7 @@ def test_the_headline_names_what_was_simulated(moesim):
 
 def test_the_headline_says_when_routing_is_that_of_another_model(moesim):
     second = moesim(*MOE, "--concurrency", "2", "--routing", "gpt-oss-20b").out.splitlines()[1]
-    assert second == "4 requests (synthetic), closed loop with 2 in flight; routing gpt-oss-20b (adapted)"
+    assert second == "4 requests (synthetic), closed loop of 2; routing gpt-oss-20b (adapted)"
 
 
 def test_files_are_named_without_their_folder(moesim, folder):

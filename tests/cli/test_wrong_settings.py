@@ -93,7 +93,7 @@ def test_an_unknown_scenario(refused):
 def test_all_broken_rules_of_a_file_at_once(refused, folder):
     (folder / "wrong.yaml").write_text(
         "model: 5\nsystm: h100-sxm-1\nrequests: quickstart\nparallelism: {tp: 0, epp: 3}\n"
-        "scheduler: {host_overhead_s: 3 GB}\nseed: -3\n"
+        "scheduler:\n  async_host: 3\nseed: -3\n"
     )
     assert refused("simulate", "wrong.yaml", "--out", "run").splitlines() == [
         "wrong.yaml:1:1: model: must be text, or must be a mapping, got 5",
@@ -101,9 +101,8 @@ def test_all_broken_rules_of_a_file_at_once(refused, folder):
         "wrong.yaml:2:1: systm: unknown key; did you mean `system`?",
         "wrong.yaml:4:15: parallelism.tp: must be > 0, got 0",
         "wrong.yaml:4:22: parallelism.epp: unknown key; did you mean `ep`?",
-        "wrong.yaml:5:13: scheduler.host_overhead_s: must be a quantity in s, such as 2.5 us; GB is in bytes, "
-        "got '3 GB'",
-        "wrong.yaml:6:1: seed: must be >= 0, got -3",
+        "wrong.yaml:6:3: scheduler.async_host: must be true or false, got 3",
+        "wrong.yaml:7:1: seed: must be >= 0, got -3",
     ]
 
 

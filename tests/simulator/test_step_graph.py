@@ -82,3 +82,20 @@ def test_totals_are_the_sums_of_the_steps(parallel):
     assert simulator.totals.time_s @ simulator.tasks_per_row == pytest.approx(played, rel=1e-9)
     energy = sum(outcome.energy_j for outcome in outcomes)
     assert simulator.totals.energy_j @ simulator.tasks_per_row == pytest.approx(energy, rel=1e-9)
+
+
+def test_a_device_with_two_processors_takes_the_longer_part_of_each_operator():
+    requests = {"kind": "synthetic", "num_requests": 16, "prompt_tokens": 50, "output_tokens": 5}
+    simulator, outcomes = outcomes_of(
+        {"model": "mixtral-8x7b", "system": "duplex-4", "requests": requests, "concurrency": 16}
+    )
+    elapsed = simulator.totals.elapsed_s @ simulator.tasks_per_row
+    assert sum(outcome.makespan_s for outcome in outcomes) == pytest.approx(elapsed, rel=1e-9)
+    busy = simulator.totals.time_s @ simulator.tasks_per_row
+    assert busy > elapsed * 1.01  # some operators are shared
+
+
+def test_memory_that_computes_is_never_slower(tiny):
+    _, plain = outcomes_of(tiny(system="h100-sxm-1", concurrency=16))
+    _, duplex = outcomes_of(tiny(system="duplex-1", concurrency=16))
+    assert sum(o.makespan_s for o in duplex) < sum(o.makespan_s for o in plain)

@@ -12,7 +12,7 @@ from moesim.errors import ConfigError, InputError
 from moesim.hw_models.device import Device, load_device
 from moesim.reports import latency
 from moesim.reports.latency_figure import FIGURES, latency_figure
-from moesim.reports.roofline import Point, Roof, Roofline, plotted_steps, rooflines
+from moesim.reports.roofline import Point, Roofline, plotted_steps, rooflines
 from moesim.reports.roofline_figure import roofline_figure
 from moesim.reports.style import check_output, save
 from moesim.simulator.parallelism import Parallelism, check_parallelism

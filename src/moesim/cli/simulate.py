@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moesim.cli.output import print_json, progress_bar
+from moesim.cli.output import print_json
 from moesim.cli.progress import progress_bar
 from moesim.cli.summary import print_summary
 from moesim.errors import ConfigError, InputError

@@ -36,7 +36,7 @@ def _headline(result: Result) -> Text:
     text = Text(f"{resolved['model']} on {resolved['system']}", style="bold")
     text.append(f", {degrees}\n", style="not bold")
     concurrency = resolved["concurrency"]
-    loop = f"closed loop with {concurrency} in flight" if concurrency else "open loop"
+    loop = f"closed loop of {concurrency}" if concurrency else "open loop"
     line = f"{result.summary['requests']:,} requests ({_reference(settings['requests'])}), {loop}"
     return text.append(line + _routing(settings, resolved), style="not bold dim")
 
