@@ -163,7 +163,7 @@ def shortened(text: str, length: int) -> str:
 def distinct_labels(paths: Sequence[Path]) -> list[str]:
     """The fewest trailing parts of each path that tell all of them apart."""
     depth = 1
-    parts = [path.resolve().parts for path in paths]
+    parts = [path.resolve().parts[1:] for path in paths]  # without the root
     while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
         depth += 1
     return ["/".join(part[-depth:]) for part in parts]

@@ -56,7 +56,13 @@ def reference_run():
         {
             "model": "deepseek-v3",
             "system": "h200-sxm-16",
-            "requests": {"kind": "synthetic", "num_requests": 3, "prompt_tokens": 20, "output_tokens": 3, "rate_per_s": 50},
+            "requests": {
+                "kind": "synthetic",
+                "num_requests": 3,
+                "prompt_tokens": 20,
+                "output_tokens": 3,
+                "rate_per_s": 50,
+            },
             "routing": "uniform",
             "parallelism": {"tp": 2, "dp": 8, "ep": 16},
         }

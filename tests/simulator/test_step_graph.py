@@ -87,7 +87,7 @@ def test_totals_are_the_sums_of_the_steps(parallel):
 def test_a_device_with_two_processors_takes_the_longer_part_of_each_operator():
     requests = {"kind": "synthetic", "num_requests": 16, "prompt_tokens": 50, "output_tokens": 5}
     simulator, outcomes = outcomes_of(
-        {"model": "mixtral-8x7b", "system": "duplex-4", "requests": requests, "concurrency": 16}
+        {"model": "gpt-oss-20b", "system": "duplex-1", "requests": requests, "concurrency": 16}
     )
     elapsed = simulator.totals.elapsed_s @ simulator.tasks_per_row
     assert sum(outcome.makespan_s for outcome in outcomes) == pytest.approx(elapsed, rel=1e-9)
