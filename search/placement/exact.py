@@ -56,7 +56,7 @@ class LayerSearch:
             limit = self._next_limit()
             if limit is None:
                 return
-            answer = self._ask(limit, left_s * _SHARE_OF_TIME)
+            answer = self._ask(limit, deadline_s - left_s * (1 - _SHARE_OF_TIME))
             self._learn(limit, answer)
             if answer.refuted or answer.slots is not None:
                 on_progress()
@@ -73,7 +73,7 @@ class LayerSearch:
         worth = [low + (high - low) / 2 for low, high in sides if high - low > 2 * _FINEST * self.fullest]
         return worth[0] if worth else None
 
-    def _ask(self, limit: float, time_limit_s: float) -> Answer:
+    def _ask(self, limit: float, deadline_s: float) -> Answer:
         try:
             patterns = find_patterns(self.weight, *self.slots.shape, limit, self.most_patterns)
         except TooManyPatternsError:
@@ -81,7 +81,7 @@ class LayerSearch:
             return Answer(None, refuted=False)
         if patterns is None or len(patterns.options) == 0:
             return Answer(None, refuted=True)
-        return ask(patterns, self.slots, max(_LEAST_S, time_limit_s))
+        return ask(patterns, self.slots, deadline_s)
 
     def _learn(self, limit: float, answer: Answer) -> None:
         if answer.refuted:

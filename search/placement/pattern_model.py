@@ -2,17 +2,20 @@
 
     y[p]        whole    devices that hold pattern p
     z[e, k]     0 or 1   expert e has k replicas
+    over        0 or 1   some device holds a pattern that is over the limit
 
+    minimise over
     sum_p y[p] = devices
     sum_k z[e, k] = 1                                  for every expert e
     sum_{p contains (e, k)} y[p] = k z[e, k]           for every option (e, k)
+    sum_{p over the limit} y[p] <= devices over
 
-Loads appear nowhere: patterns are those that keep a limit, so the question is whether a limit can be kept at all. To
-start the solver from a known placement, which does not keep it, that placement's patterns are allowed too, and the
-model minimises how many devices hold one that is over the limit. The limit can be kept if the minimum is 0, and is
-refuted as soon as the solver's bound is above 0.
+Loads appear nowhere: patterns are those that keep a limit, and the question is whether a limit can be kept at all. The
+patterns over the limit are those of a known placement, from which the solver starts. The limit can be kept if the
+minimum is 0; it is refuted as soon as the solver's bound is above 0.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +25,7 @@ from moesim.search.placement.patterns import Patterns
 from moesim.search.placement.problem import Ints
 
 _ABOVE_ZERO = 1e-3
-"""Bounds of a whole objective that count as positive; far above HiGHS's feasibility tolerance of 1e-6."""
+"""Bounds on `over` that count as positive; far above HiGHS's feasibility tolerance of 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,22 @@ class _Columns:
     start_counts: Ints
 
 
-def ask(patterns: Patterns, known: Ints, time_limit_s: float) -> Answer:
+def ask(patterns: Patterns, known: Ints, deadline_s: float) -> Answer:
     """Is there a placement of these patterns?
 
     Args:
         patterns: all that keep the limit.
         known: int64[device, slot] a placement to start from, which need not keep the limit.
-        time_limit_s: seconds for the solver; it may overrun by a little.
+        deadline_s: `time.monotonic()` at which the solver should stop; it may overrun.
     """
     from pyomo.contrib.appsi.solvers import Highs  # loads slowly
 
     columns = _columns(patterns, known)
     model = _model(columns, len(known))
+    if time.monotonic() >= deadline_s:
+        return Answer(None, refuted=False)
     solver = Highs()
-    solver.config.time_limit = time_limit_s
+    solver.config.time_limit = deadline_s - time.monotonic()
     solver.config.warmstart = True
     solver.config.load_solution = False
     results = solver.solve(model)
@@ -110,6 +115,7 @@ def _model(columns: _Columns, devices: int) -> Any:
     model = pyo.ConcreteModel()
     model.y = pyo.Var(range(len(columns.patterns)), domain=pyo.NonNegativeIntegers, bounds=(0, devices))
     model.z = pyo.Var(range(len(columns.expert)), domain=pyo.Binary)
+    model.over = pyo.Var(domain=pyo.Binary, initialize=int(columns.allowed < len(columns.patterns)))
     for pattern, count in enumerate(columns.start):
         model.y[pattern].value = count
     for option, (expert, replicas) in enumerate(zip(columns.expert, columns.replicas, strict=True)):
@@ -117,8 +123,8 @@ def _model(columns: _Columns, devices: int) -> Any:
     _add_devices(model, devices)
     _add_one_count_per_expert(model, columns)
     _add_replicas_as_counted(model, columns)
-    over = range(columns.allowed, len(columns.patterns))
-    model.over_limit = pyo.Objective(expr=_sum([model.y[p] for p in over] or [0 * model.y[0]]))
+    _add_over(model, columns, devices)
+    model.keep_the_limit = pyo.Objective(expr=model.over)
     return model
 
 
@@ -155,6 +161,15 @@ def _add_replicas_as_counted(model: Any, columns: _Columns) -> None:
         return LinearExpression(constant=0, linear_coefs=coefficients, linear_vars=[*held, model.z[option]]) == 0
 
     model.replicas_as_counted = pyo.Constraint(range(len(holders)), rule=balance)
+
+
+def _add_over(model: Any, columns: _Columns, devices: int) -> None:
+    """sum_{p over the limit} y[p] <= devices over."""
+    import pyomo.environ as pyo
+
+    over = [model.y[pattern] for pattern in range(columns.allowed, len(columns.patterns))]
+    if over:
+        model.patterns_over = pyo.Constraint(expr=_sum(over) <= devices * model.over)
 
 
 def _sum(variables: list[Any]) -> Any:
