@@ -44,12 +44,18 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def moesim(folder, monkeypatch, capsys):
-    """A function that runs the command in `folder` and returns its `Outcome`."""
-    monkeypatch.chdir(folder)
+def plain(folder, monkeypatch):
+    """The working folder, and an environment in which nothing makes rich believe in a terminal."""
     monkeypatch.setenv("COLUMNS", "80")
     for name in _FORCES_COLOUR:
         monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def moesim(plain, monkeypatch, capsys):
+    """A function that runs the command in `folder` and returns its `Outcome`."""
+    monkeypatch.chdir(plain)
 
     def run(*arguments: object):
         monkeypatch.setattr(sys, "argv", ["moesim", *map(str, arguments)])

@@ -28,7 +28,7 @@ main()
 MESSAGE = "interrupted; an unfinished simulation writes nothing\n"
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("plain")
 def test_a_long_simulation_stops_at_once(contents):
     before = contents()
     long = ["--num-requests", "3000", "--concurrency", "1", "--set", "requests={kind: synthetic, num_requests: 3000, "]
@@ -39,11 +39,14 @@ def test_a_long_simulation_stops_at_once(contents):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "simulating\n"
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "simulating\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert (process.returncode, out, err) == (130, "", MESSAGE)
     assert contents() == before
 

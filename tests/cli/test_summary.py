@@ -1,6 +1,9 @@
 """What a person reads after a simulation."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -91,3 +94,13 @@ def test_shares_of_time_sum_to_one(moesim):
 
 def test_the_folder_is_named_at_the_end(moesim, folder):
     assert moesim(*MOE, "--out", "run").out.endswith(f"saved to {folder / 'run'}\n")
+
+
+@pytest.mark.usefixtures("plain")
+def test_an_output_without_unicode_gets_marks_in_place_of_bars():
+    command = [sys.executable, "-c", "from moesim.cli import main; main()", *MOE]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "where the time goes" in done.stdout
+    assert "??????" in done.stdout

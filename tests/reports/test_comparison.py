@@ -16,8 +16,10 @@ def runs():
 
 def test_ratios_are_to_the_base_run(runs):
     for row in metric_rows(runs):
-        assert row.ratios[0] == 1.0
-        assert row.values[1] / row.values[0] == pytest.approx(row.ratios[1])
+        base, value = row.values
+        assert base is not None
+        assert value is not None
+        assert row.ratios == (1.0, pytest.approx(value / base))
     assert {row.metric for row in metric_rows(runs)} == set(METRICS)
 
 

@@ -60,7 +60,9 @@ def _plan(scenarios: Sequence[str], assignments: Sequence[str]) -> list[_Planned
     paired = len(scenarios) > 1 and not is_result(Path(scenarios[0]))
     planned: list[_Planned] = []
     for name in scenarios:
-        if is_result(Path(name)):
+        if Path(name).is_dir():
+            if not is_result(Path(name)):
+                raise DataError(name, "must be a scenario, or a folder that a simulation saved")
             planned.append(_Planned(Path(name).name, Path(name), 0))
             continue
         for number, variant in enumerate(variants):
