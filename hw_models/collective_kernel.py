@@ -20,9 +20,10 @@ LATENCY, NETWORK = 2, 3
     S_PER_BYTE,
     QUICK_S_PER_BYTE,
     BULK_S,
+    PEER_SHARE,
     J_PER_BYTE,
     LINK_COLUMNS,
-) = range(8)
+) = range(9)
 
 
 class Columns(NamedTuple):
@@ -74,7 +75,8 @@ def price_rows(
         if inner_bytes + outer_bytes <= 0.0:
             continue
         latency_s = _latency_s(kind, ranks, nodes, inner_bytes, outer_bytes, links)
-        transfer_s = max(_transfer_s(inner_bytes, links[0]), _transfer_s(outer_bytes, links[1]))
+        inner_s = _transfer_s(inner_bytes / _usable_share(ranks, nodes, links[0]), links[0])
+        transfer_s = max(inner_s, _transfer_s(outer_bytes, links[1]))
         time_s[row] = latency_s + transfer_s
         energy_j[row] = sent[0] * links[0, J_PER_BYTE] + sent[1] * links[1, J_PER_BYTE]
         if transfer_s > latency_s:
@@ -108,6 +110,14 @@ def _latency_s(kind: int, ranks: int, nodes: int, inner_bytes: float, outer_byte
     inner_hops = max(1.0, ranks / nodes) - 1.0
     latency_s: float = links[0, LAUNCH_S] + passes * (inner_hops * links[0, HOP_S] + (nodes - 1.0) * links[1, HOP_S])
     return latency_s
+
+
+@njit(cache=True)
+def _usable_share(ranks: int, nodes: int, link: Floats) -> float:
+    """Share of a device's bandwidth that leads to the other members in its node; all of it behind a switch."""
+    peers = max(1.0, ranks / nodes - 1.0)
+    usable_share: float = min(1.0, peers * link[PEER_SHARE])
+    return usable_share
 
 
 @njit(cache=True)

@@ -57,6 +57,9 @@ class GroupedGemm(Config):
 
     latency: Parameter[Seconds] = Field(description="Launches, sorting and activation of one expert FFN, s.")
     sustained: dict[Format, Parameter[Fraction]] = Field(description="Share of each format's peak.")
+    weight_only: tuple[Format, ...] = Field(
+        default=(), description="Formats without expert kernels of their own: weights are turned into bf16 on the way."
+    )
     dequantise_sustained: Parameter[Fraction] = Field(
         description="Share of the bf16 peak with weights turned into bf16 on the way."
     )
@@ -117,6 +120,8 @@ class GpuConfig(Fitted):
     def _bf16_present(self) -> "GpuConfig":
         if "bf16" not in self.formats:
             raise ValueError("formats must hold bf16")
+        if "bf16" in self.grouped_gemm.weight_only:
+            raise ValueError("grouped_gemm.weight_only must not hold bf16")
         return self
 
     def build(self, name: str) -> "GPU":
@@ -141,7 +146,9 @@ class GPU:
         self._columns = gpu_kernel.Columns
         self._columns_of = operator.attrgetter(*gpu_kernel.Columns._fields)
         self._parameters = _parameter_vector(config, gpu_kernel)
-        self._formats = np.array([_format_row(config, dtype, gpu_kernel) for dtype in DTYPES])
+        self._formats = np.array(
+            [[_format_row(config, dtype, experts, gpu_kernel) for dtype in DTYPES] for experts in (False, True)]
+        )
         self._valid = _valid_ranges(config.fits)
 
     def price(self, operators: OperatorTable) -> Cost:
@@ -191,17 +198,19 @@ def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
     return np.array([float(values[position]) for position in range(kernel.PARAMETERS)])
 
 
-def _format_row(config: GpuConfig, dtype: str, kernel: Any) -> list[float]:
-    """Columns of `gpu_kernel`'s table of weight formats for weights of `dtype`."""
-    used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats)
-    fmt, grouped = config.formats[used], config.grouped_gemm
-    native = used != "bf16" or dtype in {"bf16", "fp16"}
-    fallback = grouped.sustained.get(used, fmt.sustained)
-    grouped_sustained = fallback if native else grouped.dequantise_sustained
+def _format_row(config: GpuConfig, dtype: str, experts: bool, kernel: Any) -> list[float]:
+    """Columns of `gpu_kernel`'s table of weight formats for weights of `dtype` in products or in expert FFNs."""
+    grouped = config.grouped_gemm
+    without = grouped.weight_only if experts else ()
+    used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats and name not in without)
+    fmt = config.formats[used]
+    sustained = fmt.sustained
+    if experts:
+        native = used != "bf16" or dtype in {"bf16", "fp16"}
+        sustained = grouped.sustained.get(used, fmt.sustained) if native else grouped.dequantise_sustained
     quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
     values = {
-        kernel.S_PER_FLOP: 1 / (fmt.peak.value * fmt.sustained.value),
-        kernel.GROUPED_S_PER_FLOP: 1 / (fmt.peak.value * grouped_sustained.value),
+        kernel.S_PER_FLOP: 1 / (fmt.peak.value * sustained.value),
         kernel.ACTIVATION_BYTES: _OPERAND_BYTES[used],
         kernel.WEIGHT_BYTES: DTYPES[dtype].bytes,
         kernel.J_PER_FLOP: fmt.energy.value,

@@ -45,14 +45,13 @@ COMPUTE, MEMORY, LATENCY = range(3)
 # Columns of the table of weight formats.
 (
     S_PER_FLOP,
-    GROUPED_S_PER_FLOP,
     ACTIVATION_BYTES,
     WEIGHT_BYTES,
     J_PER_FLOP,
     QUANTISE_LATENCY_S,
     S_PER_QUANTISED_ELEMENT,
     FORMAT_COLUMNS,
-) = range(8)
+) = range(7)
 
 # Output tiles that kernels choose from: the shapes of cuBLAS and CUTLASS on tensor cores, from 16 rows (operands
 # swapped, for few tokens) to 256. Rows are powers of two, so that tokens turn into tiles by shifts.
@@ -103,7 +102,7 @@ def price_rows(
     Args:
         columns: what to price.
         parameters: float64[PARAMETERS].
-        formats: float64[weight dtype, FORMAT_COLUMNS].
+        formats: float64[2, weight dtype, FORMAT_COLUMNS], of single products and of expert FFNs.
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
             products; m, flops, bytes of attention and elementwise rows.
         time_s: float64[row].
@@ -119,7 +118,8 @@ def price_rows(
         if m <= 0:
             bound[row] = LATENCY
             continue
-        fmt, flops, weight_bytes = formats[dtype], columns.flops[row], columns.weight_bytes_read[row]
+        fmt = formats[1 if kind == GROUPED_GEMM else 0, dtype]
+        flops, weight_bytes = columns.flops[row], columns.weight_bytes_read[row]
         moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
         nbytes = weight_bytes + moved_bytes
         j_per_flop = fmt[J_PER_FLOP]
@@ -253,7 +253,7 @@ def _grouped_product_s(row_tiles: Ints, largest: int, n: int, k: int, parameters
     best_s = np.inf
     for tile in range(_TILES):
         tiles = row_tiles[_TILE_M_BITS[tile]] * ((n + _TILE_N[tile] - 1) // _TILE_N[tile])
-        k_step_s = _k_step_s(tile, largest, fmt[GROUPED_S_PER_FLOP], parameters, fmt)
+        k_step_s = _k_step_s(tile, largest, fmt[S_PER_FLOP], parameters, fmt)
         tile_s = k_step_s * max(_MIN_K, float(k)) + parameters[GROUPED_TILE_LATENCY_S]
         best_s = min(best_s, np.ceil(tiles / parameters[MULTIPROCESSORS]) * tile_s)
     return best_s

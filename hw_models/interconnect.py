@@ -48,6 +48,11 @@ class LinkConfig(Fitted):
     """What one device has to reach others: a link to those in its node, or to those in other nodes."""
 
     bandwidth: Parameter[BytesPerS] = Field(description="Datasheet bandwidth per direction and device, B/s.")
+    peer_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None,
+        description="Its part to each other device in the node, B/s, where every pair has a link of its own; without"
+        " it, a switch gives all of the bandwidth to any pair.",
+    )
     sustained: Parameter[Fraction] = Field(description="Share of it that large collectives reach.")
     launch_latency: Parameter[Seconds] = Field(description="Start of a ring collective (reduce, gather, scatter), s.")
     hop_latency: Parameter[Seconds] = Field(description="Each hop of a ring adds this, s.")
@@ -96,6 +101,7 @@ def _link_row(link: LinkConfig, kernel: Any) -> list[float]:
         kernel.S_PER_BYTE: 1 / (bandwidth * link.sustained.value),
         kernel.QUICK_S_PER_BYTE: 1 / (bandwidth * link.quick_sustained.value),
         kernel.BULK_S: link.bulk_latency.value,
+        kernel.PEER_SHARE: min(1.0, link.peer_bandwidth.value / bandwidth) if link.peer_bandwidth else 1.0,
         kernel.J_PER_BYTE: link.energy.value,
     }
     return [values[column] for column in range(kernel.LINK_COLUMNS)]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.simulator.growing import counted_percentiles
+
 Column = NDArray[np.generic]
 PERCENTILES = (50, 90, 99)
 
@@ -30,10 +32,18 @@ def request_latencies(
 def distribution(name: str, values: NDArray[np.float64]) -> dict[str, float | None]:
     """Mean and percentiles of the defined values, as `<name>_mean_s`, `<name>_p50_s`, ...; None without any."""
     defined = values[~np.isnan(values)]
+    return counted_distribution(name, defined, np.ones(len(defined)))
+
+
+def counted_distribution(
+    name: str, values: NDArray[np.float64], counts: NDArray[np.float64]
+) -> dict[str, float | None]:
+    """As `distribution`, of values that occur `counts` times each."""
     keys = [f"{name}_mean_s", *(f"{name}_p{p}_s" for p in PERCENTILES)]
-    if not len(defined):
+    if not len(values):
         return dict.fromkeys(keys)
-    return dict(zip(keys, [float(defined.mean()), *np.percentile(defined, PERCENTILES).tolist()], strict=True))
+    mean = float(np.average(values, weights=counts))
+    return dict(zip(keys, [mean, *counted_percentiles(values, counts, PERCENTILES)], strict=True))
 
 
 def expert_load_imbalance(tokens: NDArray[np.int64]) -> float | None:

@@ -11,6 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from moesim.simulator.growing import GrowingTable
 from moesim.simulator.memory import KvCache
 from moesim.simulator.scheduler import RankScheduler, RequestStates, SchedulerSettings
 from moesim.simulator.step_simulator import StepOutcome, StepSimulator
@@ -45,8 +46,8 @@ class ServingRecord:
     rank: NDArray[np.int64]
     preemptions: NDArray[np.int64]
     largest_gap_s: NDArray[np.float64]  # longest wait between two tokens of the request
-    steps: dict[str, list[float]]
-    gaps_s: list[NDArray[np.float64]]  # waits between tokens, all requests, a batch per step
+    steps: GrowingTable  # STEP_COLUMNS
+    gaps: GrowingTable  # waits between tokens, all requests: `gap_s`, and how many waits were exactly that long
 
 
 @dataclass
@@ -163,7 +164,9 @@ class ServingLoop:
         record.first_token_s[sampled[is_first]] = now_s
         later = sampled[~is_first]
         gap_s = now_s - record.last_token_s[later]
-        record.gaps_s.append(gap_s)
+        # Sequences that decode step after step wait equally long, so a step has a handful of different gaps.
+        for value, count in zip(*np.unique(gap_s, return_counts=True), strict=True):
+            record.gaps.append((value, count))
         record.largest_gap_s[later] = np.maximum(record.largest_gap_s[later], gap_s)
         record.last_token_s[sampled] = now_s
 
@@ -180,10 +183,9 @@ class ServingLoop:
             outcome.expert_imbalance,
             outcome.energy_j,
         )
-        for name, value in zip(STEP_COLUMNS, values, strict=True):
-            self.record.steps[name].append(value)
+        self.record.steps.append(values)
         if self.on_step:
-            self.on_step(len(self.record.steps["start_s"]) - 1, start_s, outcome)
+            self.on_step(len(self.record.steps) - 1, start_s, outcome)
 
     def _kv_used_fraction(self) -> float:
         """Of the fullest rank."""
@@ -199,6 +201,6 @@ def _empty_record(requests: Requests, states: RequestStates) -> ServingRecord:
         rank=states.rank,
         preemptions=states.preemptions,
         largest_gap_s=np.zeros(n),
-        steps={name: [] for name in STEP_COLUMNS},
-        gaps_s=[],
+        steps=GrowingTable(STEP_COLUMNS),
+        gaps=GrowingTable(("gap_s", "count")),
     )

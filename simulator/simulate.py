@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.configs.loader import Reference
-from moesim.simulator.metrics import distribution, expert_load_imbalance, request_latencies, sum_by
+from moesim.simulator.metrics import counted_distribution, distribution, expert_load_imbalance, request_latencies, sum_by
 from moesim.simulator.result import Columns, Result
 from moesim.simulator.scenario import Setup, load_scenario, prepare
-from moesim.simulator.serving import Observer, Progress, ServingLoop, ServingRecord
+from moesim.simulator.serving import STEP_COLUMNS, Observer, Progress, ServingLoop, ServingRecord
 from moesim.simulator.step_graph import NETWORK
 from moesim.simulator.step_simulator import StepSimulator
 from moesim.workloads.steps import PHASES
@@ -114,7 +114,7 @@ def _settings(setup: Setup) -> dict[str, Any]:
 def _tables(setup: Setup, simulator: StepSimulator, record: ServingRecord) -> dict[str, Columns]:
     return {
         "requests": _request_table(setup, record),
-        "steps": {name: np.array(values) for name, values in record.steps.items()},
+        "steps": {name: record.steps[name] for name in STEP_COLUMNS},
         "experts": _expert_table(setup, simulator),
         "operators": _operator_table(simulator),
         "devices": _device_table(setup, simulator, record),
@@ -195,11 +195,10 @@ def _summary(
     setup: Setup, simulator: StepSimulator, record: ServingRecord, tables: dict[str, Columns]
 ) -> dict[str, Any]:
     latencies = tables["requests"]
-    gaps = np.concatenate(record.gaps_s) if record.gaps_s else np.zeros(0)
     return {
         **_throughput(setup, record),
         **distribution("ttft", latencies["ttft_s"]),
-        **distribution("itl", gaps),
+        **counted_distribution("itl", record.gaps["gap_s"], record.gaps["count"]),
         **distribution("tpot", latencies["tpot_s"]),
         **distribution("e2e", latencies["e2e_s"]),
         **_energy(setup, simulator, record),

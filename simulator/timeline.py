@@ -44,9 +44,9 @@ class TimelineRecorder:
         return writer.build()
 
     def _write_steps(self, writer: TimelineWriter, record: ServingRecord) -> None:
-        steps = {name: np.array(values) for name, values in record.steps.items()}
+        steps = record.steps
         track = writer.track("replica", "steps")
-        names = [f"step {number}" for number in range(len(steps["start_s"]))]
+        names = [f"step {number}" for number in range(len(steps))]
         writer.slices(track, names, steps["start_s"], steps["duration_s"])
         for name in _COUNTERS:
             writer.counter(name, steps["start_s"], steps[name])

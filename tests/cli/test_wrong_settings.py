@@ -155,6 +155,11 @@ def test_a_model_that_does_not_fit_names_the_smallest_parallelism_that_does(refu
     assert message.endswith("but h100-sxm-1 offers 77.3 GB; the smallest that fits is 2 devices with tp=2 dp=1 ep=1")
 
 
+def test_numbers_out_of_all_bounds_do_not_become_results(refused_run):
+    message = refused_run("--set", "system.device.processors.gpu.dram_energy.value=1e300", "--json")
+    assert message.startswith("results: energy_j: must be finite")
+
+
 def test_a_timeline_needs_a_folder(refused):
     assert refused("simulate", "tiny.yaml", "--timeline") == "--timeline: needs --out DIR, where the trace is saved"
 

@@ -1,6 +1,7 @@
 """`moesim simulate`: flags to a scenario, a progress bar, a summary."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def simulate_command(
     setup = _prepare(scenario, flags, assignments)
     with progress_bar("simulating", len(setup.requests), "requests") as update:
         result = run(setup, timeline=timeline, on_progress=update)
+    _check_finite(result.summary)
     saved = None if out is None else result.save(out)
     if as_json:
         print_json(result.settings, result.summary, out=str(saved) if saved else None)
@@ -58,6 +60,13 @@ def _prepare(scenario: str, flags: Mapping[str, object], assignments: Sequence[s
             message = message.replace(f"--set {key}:", f"{_flag(key)}:")
         error.args = (message,)
         raise
+
+
+def _check_finite(summary: Mapping[str, object]) -> None:
+    """Refuse results that no JSON can hold; only absurd parameters, such as 1e300 J/B, lead to them."""
+    for key, value in summary.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"results: {key}", "must be finite; a number of the scenario is out of all bounds", value)
 
 
 def _flag(key: str) -> str:
