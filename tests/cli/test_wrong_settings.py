@@ -157,7 +157,8 @@ def test_a_model_that_does_not_fit_names_the_smallest_parallelism_that_does(refu
 
 def test_numbers_out_of_all_bounds_do_not_become_results(refused_run):
     message = refused_run("--set", "system.device.processors.gpu.dram_energy.value=1e300", "--json")
-    assert message.startswith("results: energy_j: must be finite")
+    assert message.startswith("results: ")
+    assert "must be finite" in message
 
 
 def test_a_timeline_needs_a_folder(refused):
