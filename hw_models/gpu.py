@@ -12,6 +12,7 @@ from moesim.configs.loader import Config
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter, Slowdown
 from moesim.hw_models.processor import Cost
 from moesim.units import BytesPerS, FlopsPerS, JoulesPerByte, JoulesPerFlop, Seconds, Watts
+from moesim.workloads.matrices import DTypeName
 from moesim.workloads.operator_table import DTYPES, FORMS, OperatorTable
 
 Format = Literal["tf32", "bf16", "fp8", "fp8_block", "int8", "fp4"]
@@ -93,7 +94,7 @@ class GpuFit(Fit):
     forms: tuple[Literal["gemm", "grouped_gemm", "attention", "elementwise"], ...] = Field(
         description="Operator forms that it covers."
     )
-    weights: tuple[str, ...] = Field(description="Weight formats (attention: KV cache formats) that it covers.")
+    weights: tuple[DTypeName, ...] = Field(description="Weight formats (attention: KV cache formats) that it covers.")
 
 
 class GpuConfig(Fitted):

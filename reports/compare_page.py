@@ -140,4 +140,11 @@ def _facts(run: ComparedRun) -> list[str]:
     degrees = ", ".join(f"{name} {degree}" for name, degree in settings["parallelism"].items())
     loop = f"{what['concurrency']} in flight" if what["concurrency"] else "open loop"
     load = f"{summary['requests']} requests, {loop}"
-    return [what["model"], what["system"], degrees, load, what["routing"], f"{summary['extrapolated_time_fraction']:.0%}"]
+    return [
+        what["model"],
+        what["system"],
+        degrees,
+        load,
+        what["routing"],
+        f"{summary['extrapolated_time_fraction']:.0%}",
+    ]

@@ -178,7 +178,7 @@ def check_output(path: str | Path) -> Path:
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
         raise DataError(str(path), f"a figure must end in {' or '.join(FORMATS)}", target.suffix or "no suffix")
-    return _check_place(target)
+    return check_place(target)
 
 
 def save(figure: "Figure", path: str | Path) -> Path:
@@ -199,13 +199,18 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises:
         DataError: a folder, a folder that is missing or may not be written to, or the file system refuses.
     """
-    target = _check_place(Path(path))
+    target = check_place(Path(path))
     with _whole_file(target) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     return target
 
 
-def _check_place(target: Path) -> Path:
+def check_place(target: Path) -> Path:
+    """`target` as a file that may be written, before any work is done.
+
+    Raises:
+        DataError: a folder, or a file in a folder that is missing or may not be written to.
+    """
     if target.is_dir():
         raise DataError(str(target), "must be a file, and is a folder")
     if not target.parent.is_dir():

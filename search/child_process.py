@@ -22,7 +22,9 @@ from moesim.errors import MoeSimError
 Send = Callable[[dict[str, Any]], None]
 """How the function in the child answers, as often as it likes."""
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from moesim.search.child_process import serve; serve()"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from moesim.search.child_process import serve; serve()"
+)
 _BLOCK_BYTES = 1 << 16
 _SHOWN_CHARACTERS = 400
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from moesim.errors import ConfigError
 
 
-
 def expand(assignments: Sequence[str]) -> list[list[str]]:
     """Every combination of the values of `assignments`.
 

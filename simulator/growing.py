@@ -32,7 +32,9 @@ class GrowingTable:
         return self._values[: self._rows, self.columns.index(column)].copy()
 
 
-def counted_percentiles(values: NDArray[np.float64], counts: NDArray[np.float64], percents: Sequence[float]) -> list[float]:
+def counted_percentiles(
+    values: NDArray[np.float64], counts: NDArray[np.float64], percents: Sequence[float]
+) -> list[float]:
     """`np.percentile` of the values, each repeated `counts` times, without repeating them.
 
     Args:

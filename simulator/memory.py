@@ -10,7 +10,7 @@ from moesim.hw_models.system import System
 from moesim.simulator.parallelism import Parallelism, check_parallelism
 from moesim.workloads.models import Model, MoE
 from moesim.workloads.operator_plan import OperatorPlan
-from moesim.workloads.operator_table import DTYPES
+from moesim.workloads.steps import Chunk
 
 _LARGEST_SUGGESTION = 1024
 
@@ -26,21 +26,23 @@ class KvCache:
     block_tokens: int
     token_bytes: NDArray[np.float64]  # [window] per token, all layers with that window together
     windows: tuple[int | None, ...]
+    state_bytes: float = 0.0  # per sequence with any token, whatever its length
 
     @classmethod
     def of(cls, model: Model, tp: int, block_tokens: int) -> "KvCache":
         """The cache of `model` under tensor parallelism."""
         sizes: dict[int | None, float] = {}
-        element = DTYPES[model.dtypes.kv_cache].bytes
         for layer in model.layers:
-            nbytes = layer.attention.kv_elements(tp) * element
-            sizes[layer.attention.window] = sizes.get(layer.attention.window, 0.0) + nbytes
-        return cls(block_tokens, np.array(list(sizes.values())), tuple(sizes))
+            span = layer.attention.span
+            window = span.tokens if isinstance(span, Chunk) else layer.attention.window
+            sizes[window] = sizes.get(window, 0.0) + layer.attention.cached_bytes(tp, model.dtypes)
+        state = sum(layer.attention.state_bytes(tp, model.dtypes) for layer in model.layers)
+        return cls(block_tokens, np.array(list(sizes.values())), tuple(sizes), state)
 
     def bytes(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """float64[sequence]: bytes for `tokens` cached tokens each."""
         blocks = -(-tokens // self.block_tokens)
-        total = np.zeros(len(tokens))
+        total = np.where(tokens > 0, self.state_bytes, 0.0)
         for token_bytes, window in zip(self.token_bytes, self.windows, strict=True):
             kept = blocks if window is None else np.minimum(blocks, -(-window // self.block_tokens) + 1)
             total += kept * (self.block_tokens * token_bytes)

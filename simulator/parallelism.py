@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from moesim.configs.loader import Config
 from moesim.errors import ConfigError
-from moesim.workloads.models import DenseFFN, GroupedQueryAttention, Layer, Model
+from moesim.workloads.models import DenseFFN, GroupedQueryAttention, Layer, Mamba, Model
 
 
 class Parallelism(Config):
@@ -60,6 +60,10 @@ def _broken_rules(model: Model, parallelism: Parallelism) -> Iterator[str]:
 
 def _attention_rules(layer: Layer, tp: int) -> Iterator[str]:
     attention = layer.attention
+    if isinstance(attention, Mamba):
+        if tp > 1:
+            yield f"tensor parallelism of Mamba layers, with an all-reduce inside, is not supported, got tp = {tp}"
+        return
     if attention.heads % tp:
         yield f"tp must divide the {attention.heads} attention heads, got tp = {tp}"
     if isinstance(attention, GroupedQueryAttention) and max(attention.kv_heads, tp) % min(attention.kv_heads, tp):

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.configs.loader import Reference
-from moesim.simulator.metrics import counted_distribution, distribution, expert_load_imbalance, request_latencies, sum_by
+from moesim.simulator.metrics import (
+    counted_distribution,
+    distribution,
+    expert_load_imbalance,
+    request_latencies,
+    sum_by,
+)
 from moesim.simulator.result import Columns, Result
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 from moesim.simulator.serving import STEP_COLUMNS, Observer, Progress, ServingLoop, ServingRecord

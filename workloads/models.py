@@ -6,138 +6,44 @@ operators of a step.
 """
 
 from collections.abc import Iterator
-from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from moesim.configs.loader import Config, Reference, find, validate
+from moesim.workloads.attention_blocks import (
+    Attention,
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    Indexer,
+    LatentAttention,
+    Mamba,
+)
+from moesim.workloads.matrices import Dtypes, DTypeName, Matrix, Split
 from moesim.workloads.operator_table import DTYPES
 
-DTypeName = Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "mxfp4"]
+__all__ = [
+    "Attention",
+    "DTypeName",
+    "DenseFFN",
+    "Dtypes",
+    "FeedForward",
+    "GatedDeltaNet",
+    "GroupedQueryAttention",
+    "Indexer",
+    "LatentAttention",
+    "Layer",
+    "LayerGroup",
+    "Mamba",
+    "Matrix",
+    "MoE",
+    "Model",
+    "Split",
+    "load_model",
+]
+
 Source = Annotated[str, Field(min_length=1, description="where the dimensions come from")]
-
-
-class Split(StrEnum):
-    """How tensor parallelism cuts a matrix."""
-
-    COLUMN = "column"  # outputs are cut, inputs are whole
-    ROW = "row"  # inputs are cut, partial outputs are summed by an all-reduce
-    REPLICATED = "replicated"  # every shard holds and computes all of it
-    VOCABULARY = "vocabulary"  # cut by token id
-
-
-class Matrix(NamedTuple):
-    """A weight matrix [inputs, outputs], or `copies` equal ones, with `bias` further elements per copy."""
-
-    operator: str
-    inputs: int
-    outputs: int
-    dtype: DTypeName
-    split: Split
-    copies: int = 1
-    bias: int = 0
-    bias_dtype: DTypeName = "bf16"
-
-    @property
-    def parameters(self) -> int:
-        """Elements of all copies, biases included."""
-        return self.copies * (self.inputs * self.outputs + self.bias)
-
-    @property
-    def nbytes(self) -> float:
-        """Bytes of all copies, biases included."""
-        weight, bias = DTYPES[self.dtype].bytes, DTYPES[self.bias_dtype].bytes
-        return self.copies * (self.inputs * self.outputs * weight + self.bias * bias)
-
-
-class Dtypes(Config):
-    """Number formats of the parts of a model."""
-
-    weights: DTypeName = Field("bf16", description="attention, dense FFN and shared experts")
-    experts: DTypeName = Field("bf16", description="routed experts")
-    embeddings: DTypeName = Field("bf16", description="token embedding and output head")
-    other: DTypeName = Field("bf16", description="router, norms, biases, attention sinks")
-    activations: DTypeName = Field("bf16", description="activations between operators")
-    kv_cache: DTypeName = Field("bf16", description="cached keys and values")
-
-
-class GroupedQueryAttention(Config):
-    """Multi-head attention whose query heads share key-value heads (MHA when the two counts are equal)."""
-
-    kind: Literal["gqa"] = "gqa"
-    heads: PositiveInt = Field(description="query heads")
-    kv_heads: PositiveInt = Field(description="key-value heads")
-    head_dim: PositiveInt = Field(description="elements per head")
-    window: PositiveInt | None = Field(None, description="sliding window in tokens; none: full attention")
-    qkv_bias: bool = Field(False, description="query, key and value projections have biases")
-    out_bias: bool = Field(False, description="the output projection has a bias")
-    qk_norm: Literal["none", "head", "full"] = Field("none", description="RMS norm of queries and keys, over what")
-    sinks: bool = Field(False, description="one learned attention sink per query head")
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"`heads` must be a multiple of `kv_heads`, got heads = {self.heads}, kv_heads = {self.kv_heads}"
-            )
-        return self
-
-    def matrices(self, hidden: int, dtypes: Dtypes) -> tuple[Matrix, ...]:
-        """The fused query-key-value projection and the output projection."""
-        width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        qkv = Matrix("qkv", hidden, width, dtypes.weights, Split.COLUMN, 1, width * self.qkv_bias, dtypes.other)
-        inner = self.heads * self.head_dim
-        out = Matrix("attention_out", inner, hidden, dtypes.weights, Split.ROW, 1, hidden * self.out_bias, dtypes.other)
-        return qkv, out
-
-    @property
-    def vector_parameters(self) -> int:
-        """Elements of the norms of queries and keys, and of the sinks."""
-        heads = {"none": 0, "head": 2, "full": self.heads + self.kv_heads}[self.qk_norm]
-        return heads * self.head_dim + self.heads * self.sinks
-
-    def kv_elements(self, tp: int) -> int:
-        """Cached elements per token on each of `tp` shards; heads are repeated where shards outnumber them."""
-        return 2 * max(1, self.kv_heads // tp) * self.head_dim
-
-
-class LatentAttention(Config):
-    """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values cached as one low-rank vector."""
-
-    kind: Literal["mla"]
-    heads: PositiveInt = Field(description="query heads")
-    q_lora_rank: PositiveInt | None = Field(None, description="rank of the query compression; none: direct projection")
-    kv_lora_rank: PositiveInt = Field(description="rank of the cached latent")
-    nope_dim: PositiveInt = Field(description="elements per head without rotary embedding")
-    rope_dim: PositiveInt = Field(description="elements of the rotary key, shared by all heads")
-    v_dim: PositiveInt = Field(description="elements per value head")
-
-    @property
-    def window(self) -> None:
-        """Latent attention is always full."""
-        return
-
-    def matrices(self, hidden: int, dtypes: Dtypes) -> tuple[Matrix, ...]:
-        """Down-projections (every shard holds them), up-projections per head, and the output projection."""
-        w = dtypes.weights
-        latent = self.kv_lora_rank + self.rope_dim
-        query = self.heads * (self.nope_dim + self.rope_dim)
-        down = Matrix("mla_down", hidden, (self.q_lora_rank or 0) + latent, w, Split.REPLICATED)
-        q_up = Matrix("q_up", self.q_lora_rank or hidden, query, w, Split.COLUMN)
-        kv_up = Matrix("kv_up", self.kv_lora_rank, self.heads * (self.nope_dim + self.v_dim), w, Split.COLUMN)
-        out = Matrix("attention_out", self.heads * self.v_dim, hidden, w, Split.ROW)
-        return down, q_up, kv_up, out
-
-    @property
-    def vector_parameters(self) -> int:
-        """Elements of the norms of the two latents."""
-        return (self.q_lora_rank or 0) + self.kv_lora_rank
-
-    def kv_elements(self, tp: int) -> int:  # noqa: ARG002  # the latent is not cut: every shard caches it
-        """Cached elements per token on each shard."""
-        return self.kv_lora_rank + self.rope_dim
 
 
 class DenseFFN(Config):
@@ -146,10 +52,13 @@ class DenseFFN(Config):
     kind: Literal["dense"]
     intermediate: PositiveInt = Field(description="inner width")
     gated: bool = Field(True, description="two up-projections (SwiGLU) instead of one")
+    bias: bool = Field(False, description="both projections have biases")
 
     def matrices(self, hidden: int, dtypes: Dtypes) -> tuple[Matrix, ...]:
         """Up (gate fused in) and down projections."""
-        return _ffn_matrices("ffn", hidden, self.intermediate, 1 + self.gated, dtypes.weights)
+        up, down = _ffn_matrices("ffn", hidden, self.intermediate, 1 + self.gated, dtypes.weights)
+        up = up._replace(bias=up.outputs * self.bias, bias_dtype=dtypes.other)
+        return up, down._replace(bias=hidden * self.bias, bias_dtype=dtypes.other)
 
 
 class MoE(Config):
@@ -162,13 +71,21 @@ class MoE(Config):
     shared_intermediate: int = Field(0, ge=0, description="inner width of all shared experts together; 0: none")
     gated: bool = Field(True, description="two up-projections (SwiGLU) instead of one")
     bias: bool = Field(False, description="routed experts have biases")
-    router_bias: bool = Field(False, description="the router has one bias per expert")
+    router_bias: bool = Field(False, description="the router has one bias (or scale) per expert")
+    shared_gate: bool = Field(False, description="a projection to one number scales the shared experts' result")
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:
         if self.top_k > self.experts:
             raise ValueError(f"`top_k <= experts` must hold, got top_k = {self.top_k}, experts = {self.experts}")
+        if self.shared_gate and not self.shared_intermediate:
+            raise ValueError("`shared_gate` needs shared experts, got shared_intermediate = 0")
         return self
+
+    @property
+    def routed(self) -> tuple[int, int, int, bool, bool]:
+        """What has to be the same in all MoE layers of a model."""
+        return self.experts, self.top_k, self.intermediate, self.gated, self.bias
 
     @property
     def up_matrices(self) -> int:
@@ -176,7 +93,7 @@ class MoE(Config):
         return 2 if self.gated else 1
 
     def matrices(self, hidden: int, dtypes: Dtypes) -> tuple[Matrix, ...]:
-        """Router, routed experts (up and down), shared experts."""
+        """Router, routed experts (up and down), shared experts (up, down and gate)."""
         e, other = self.experts, dtypes.other
         inner = self.up_matrices * self.intermediate
         router = Matrix("router", hidden, e, other, Split.REPLICATED, 1, e * self.router_bias, other)
@@ -185,7 +102,9 @@ class MoE(Config):
         if not self.shared_intermediate:
             return router, up, down
         shared = _ffn_matrices("shared", hidden, self.shared_intermediate, self.up_matrices, dtypes.weights)
-        return router, up, down, *shared
+        if not self.shared_gate:
+            return router, up, down, *shared
+        return router, up, down, *shared, Matrix("shared_gate", hidden, 1, other, Split.REPLICATED)
 
 
 def _ffn_matrices(
@@ -195,23 +114,25 @@ def _ffn_matrices(
     return up, Matrix(f"{name}_down", intermediate, hidden, dtype, Split.ROW)
 
 
-Attention = Annotated[GroupedQueryAttention | LatentAttention, Field(discriminator="kind")]
 FeedForward = Annotated[DenseFFN | MoE, Field(discriminator="kind")]
 
 
 class Layer(Config):
-    """One decoder layer, with a norm in front of each of its two blocks."""
+    """One decoder layer: an attention block, then a feed-forward block, with norms around them."""
 
     attention: Attention
     ffn: FeedForward
+    norms: PositiveInt = Field(
+        2, ge=2, description="norms of the hidden size: 2, one in front of each block; 4, one behind each as well"
+    )
 
     def matrices(self, hidden: int, dtypes: Dtypes) -> tuple[Matrix, ...]:
         """Weight matrices in the order of execution."""
         return self.attention.matrices(hidden, dtypes) + self.ffn.matrices(hidden, dtypes)
 
-    def vector_parameters(self, hidden: int) -> int:
-        """Elements of norms and sinks."""
-        return 2 * hidden + self.attention.vector_parameters
+    def vector_parameters(self, norm_elements: int) -> int:
+        """Elements of norms (`norm_elements` each), sinks, convolutions and the like."""
+        return self.norms * norm_elements + self.attention.vector_parameters
 
 
 class LayerGroup(Config):
@@ -228,9 +149,20 @@ class Model(Config):
     source: Source
     hidden: PositiveInt = Field(description="width of the residual stream")
     vocabulary: PositiveInt = Field(description="rows of the token embedding")
+    positions: int = Field(0, ge=0, description="rows of a learned position embedding; 0: there is none")
     tied_embeddings: bool = Field(False, description="the output head reuses the token embedding")
+    head_bias: bool = Field(False, description="the output head has a bias")
+    norm: Literal["rms", "layer"] = Field("rms", description="layer norms have biases, RMS norms have not")
     dtypes: Dtypes = Dtypes()
     groups: tuple[LayerGroup, ...] = Field(alias="layers", min_length=1)
+
+    @model_validator(mode="after")
+    def _experts_are_alike(self) -> Self:
+        blocks = {block.routed for _, block in self.moe_layers}
+        if len(blocks) > 1:
+            rule = "all MoE layers must have the same routed experts (experts, top_k, intermediate, gated, bias)"
+            raise ValueError(f"{rule}, got {' and '.join(map(str, sorted(blocks)))}")
+        return self
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -250,11 +182,27 @@ class Model(Config):
     @property
     def head(self) -> Matrix:
         """The output head, which is the embedding once more where embeddings are tied."""
-        return Matrix("lm_head", self.hidden, self.vocabulary, self.dtypes.embeddings, Split.VOCABULARY)
+        bias = self.vocabulary * self.head_bias
+        embeddings, other = self.dtypes.embeddings, self.dtypes.other
+        return Matrix("lm_head", self.hidden, self.vocabulary, embeddings, Split.VOCABULARY, 1, bias, other)
+
+    @property
+    def position_embedding(self) -> Matrix | None:
+        """The learned position embedding, of which every shard holds all."""
+        if not self.positions:
+            return None
+        return Matrix("position_embedding", self.positions, self.hidden, self.dtypes.embeddings, Split.REPLICATED)
+
+    @property
+    def norm_elements(self) -> int:
+        """Elements of one norm of the hidden size."""
+        return self.hidden * (2 if self.norm == "layer" else 1)
 
     def matrices(self) -> Iterator[Matrix]:
         """Every weight matrix of the model once: a tied output head is not listed."""
         yield self.embedding
+        if self.position_embedding:
+            yield self.position_embedding
         for layer in self.layers:
             yield from layer.matrices(self.hidden, self.dtypes)
         if not self.tied_embeddings:
@@ -262,8 +210,8 @@ class Model(Config):
 
     @property
     def vector_parameters(self) -> int:
-        """Elements of all norms and sinks, the final norm included."""
-        return sum(layer.vector_parameters(self.hidden) for layer in self.layers) + self.hidden
+        """Elements of all norms, sinks and the like, the final norm included."""
+        return sum(layer.vector_parameters(self.norm_elements) for layer in self.layers) + self.norm_elements
 
     @property
     def parameters(self) -> int:

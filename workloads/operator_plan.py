@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from moesim.workloads.models import Model, MoE
 from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
-from moesim.workloads.operators import Linear, Operator, model_operators
+from moesim.workloads.operator_parts import Linear, Operator
+from moesim.workloads.operators import model_operators, spans
 from moesim.workloads.steps import FIRST_WINDOW, Step, step_features
 
 EXPERTS = "experts"
@@ -47,7 +48,7 @@ class OperatorPlan:
         operators: the distinct operators outside the routed experts; equal ones of different layers are one.
         before, after: positions in `operators` of what runs before the first and after the last layer.
         layers: positions in `operators` for each layer, in order of execution.
-        windows: the distinct attention windows, in the order of `step_features`.
+        windows: the distinct spans of tokens that attention sees, in the order of `step_features`.
         experts: the routed experts, or None for a dense model.
 
     Rows of a table: `dp` blocks of `len(operators)`, then one row per MoE layer and expert-parallel rank.
@@ -65,7 +66,7 @@ class OperatorPlan:
         """
         self.model, self.tp, self.dp, self.ep = model, tp, dp, ep
         self.moe_tp = tp * dp // ep
-        self.windows = tuple(dict.fromkeys(layer.attention.window for layer in model.layers))
+        self.windows = spans(model)
         self.activation_bytes = DTYPES[model.dtypes.activations].bytes
         before, layers, after = model_operators(model, tp, self.windows)
         everything = [*before, *(operator for layer in layers for operator in layer), *after]

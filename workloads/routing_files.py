@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike, NDArray
+from pydantic import NonNegativeInt, PositiveInt
 
-from moesim.errors import DataError
+from moesim.configs.documents import Document
+from moesim.configs.loader import Config, validate
+from moesim.errors import ConfigError, DataError
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_trace import DECODE, RoutingTrace
 
@@ -253,34 +256,50 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
         raise DataError(
             str(path), "must have the columns request, position, phase and expert without nulls, lacks", missing
         )
-    if not pa.types.is_fixed_size_list(table["expert"].type) or table["expert"].type.list_size % about["top_k"]:
+    text = [name for name in _TRACE_COLUMNS[:3] if not pa.types.is_integer(table[name].type)]
+    if text:
+        raise DataError(f"{path}: {text[0]}", "must be whole numbers", str(table[text[0]].type))
+    if not pa.types.is_fixed_size_list(table["expert"].type) or table["expert"].type.list_size % about.top_k:
         raise DataError(f"{path}: expert", "must be lists of layers x top_k ids", str(table["expert"].type))
     ids = table["expert"].combine_chunks().flatten().to_numpy()
     columns = {name: table[name].to_numpy() for name in _TRACE_COLUMNS[:3]}
     return RoutingTrace(
-        model=model or str(about["model"]),
-        experts=experts or int(about["experts"]),
+        model=model or about.model,
+        experts=experts or about.experts,
         source=str(path),
-        names=tuple(about["names"]),
-        groups=tuple(about["groups"]),
-        first_decode_position=np.array(about["first_decode_position"], dtype=np.int64),
-        expert=ids.reshape(table.num_rows, table["expert"].type.list_size // about["top_k"], about["top_k"]),
+        names=about.names,
+        groups=about.groups,
+        first_decode_position=np.array(about.first_decode_position, dtype=np.int64),
+        expert=ids.reshape(table.num_rows, table["expert"].type.list_size // about.top_k, about.top_k),
         **columns,
     )
 
 
-def _trace_metadata(path: Path, text: bytes | None) -> dict[str, Any]:
+class _TraceMetadata(Config):
+    """What a trace file says about itself."""
+
+    format: int
+    model: str
+    experts: PositiveInt
+    top_k: PositiveInt
+    source: str
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    first_decode_position: tuple[NonNegativeInt, ...]
+
+
+def _trace_metadata(path: Path, text: bytes | None) -> _TraceMetadata:
+    place = f"{path}: metadata {_TRACE_KEY.decode()}"
     try:
-        about: dict[str, Any] = json.loads(text or b"")
-        known = about["format"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(str(path), f"must have the metadata {_TRACE_KEY.decode()} of a routing trace") from None
-    if known != _TRACE_FORMAT:
-        raise DataError(f"{path}: format", f"must be {_TRACE_FORMAT}", known)
-    missing = {"model", "experts", "top_k", "names", "groups", "first_decode_position"} - about.keys()
-    if missing:
-        raise DataError(str(path), "metadata must name model, experts, top_k and requests, lacks", sorted(missing))
-    return about
+        data = json.loads(text or b"")
+    except ValueError:
+        raise DataError(place, "must be that of a routing trace, as JSON") from None
+    if isinstance(data, dict) and data.get("format") != _TRACE_FORMAT:
+        raise DataError(f"{place}: format", f"must be {_TRACE_FORMAT}", data.get("format"))
+    try:
+        return validate(_TraceMetadata, Document(place, data))
+    except ConfigError as error:
+        raise DataError(error.place, error.rule, error.got) from None
 
 
 @contextmanager

@@ -14,8 +14,33 @@ TOKENS, SAMPLES, DECODE_TOKENS, REBUILT_TOKENS = range(4)
 sequences, and prefill tokens with their cached context (whose keys and values latent attention rebuilds)."""
 FIRST_WINDOW = 4
 DECODE_PAIRS, PREFILL_PAIRS, PREFILL_KEYS = range(3)
-"""Features of each distinct attention window, from `FIRST_WINDOW` on, three per window: query-key pairs of decode
-sequences (as many as keys read), query-key pairs of prefill chunks, keys that prefill chunks read."""
+"""Features of each distinct span, from `FIRST_WINDOW` on, three per span: query-key pairs of decode sequences (as many
+as keys read), query-key pairs of prefill chunks, keys that prefill chunks read (of a `Scan`: chunks)."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A token sees the tokens of its own chunk, counted from the start of the sequence, up to itself."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A token sees the `tokens` tokens that something selects among all up to itself."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A recurrence: new tokens are taken in chunks of `tokens` from the first new one; None is one chunk for all."""
+
+    tokens: int | None
+
+
+Span = int | Chunk | Selected | Scan | None
+"""Which tokens up to itself a token sees: the last so many (a sliding window), all of them (None), or as above."""
 
 PHASES = ("prefill", "decode", "recompute")
 """Why a token runs: it belongs to the prompt, it was generated, or its cache was evicted by a preemption."""
@@ -71,7 +96,7 @@ def feature(window: int, which: int) -> int:
     return FIRST_WINDOW + 3 * window + which
 
 
-def step_features(step: Step, ranks: int, windows: Sequence[int | None]) -> Floats:
+def step_features(step: Step, ranks: int, windows: Sequence[Span]) -> Floats:
     """The sums over sequences from which every operator outside the experts follows linearly.
 
     A rank without sequences runs a dummy step of one decoded token, as engines with data-parallel attention do to
@@ -80,7 +105,7 @@ def step_features(step: Step, ranks: int, windows: Sequence[int | None]) -> Floa
     Args:
         step: the sequences, at least one.
         ranks: data-parallel ranks.
-        windows: the distinct attention windows of the model in tokens; None is full attention.
+        windows: the distinct spans of the model.
 
     Returns:
         float64[rank, feature], exact integers.
@@ -106,27 +131,51 @@ def _dummy_features(windows: int) -> Floats:
     return np.array([1.0, 1.0, 1.0, 0.0] + [1.0, 0.0, 0.0] * windows)
 
 
-def _window_columns(step: Step, decodes: NDArray[np.bool_], window: int | None) -> list[NDArray[np.int64]]:
+def _window_columns(step: Step, decodes: NDArray[np.bool_], window: Span) -> list[NDArray[np.int64]]:
     """Per sequence: pairs if it decodes, pairs and keys read if it prefills."""
     pairs, keys = attention_pairs(step.new_tokens, step.context, window)
     return [np.where(decodes, pairs, 0), np.where(decodes, 0, pairs), np.where(decodes, 0, keys)]
 
 
 def attention_pairs(
-    new_tokens: NDArray[np.int64], context: NDArray[np.int64], window: int | None
+    new_tokens: NDArray[np.int64], context: NDArray[np.int64], span: Span
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Query-key pairs and distinct keys of n new tokens on c cached ones, causal.
 
     Without a window the i-th new token sees c + i keys, together n c + n (n + 1) / 2. A window w caps each at w, and
-    the keys that any of the n queries sees number min(c + n, n + w - 1).
+    the keys that any of the n queries sees number min(c + n, n + w - 1). Selected keys are capped alike, but stand
+    anywhere: no more than c + n, and no more than the pairs, are distinct. A scan pairs new tokens within its chunks.
 
     Returns:
-        (pairs, keys): int64[sequence] each.
+        (pairs, keys): int64[sequence] each; for a scan (pairs, chunks).
     """
     n, c = new_tokens, context
-    pairs = n * c + n * (n + 1) // 2
-    if window is None:
-        return pairs, n + c
-    capped = np.minimum(n, np.maximum(0, n + c - window))  # the last `capped` queries see `window` keys, not more
-    excess = capped * (n + c - window) - capped * (capped - 1) // 2
-    return pairs - excess, np.minimum(n + c, n + window - 1)
+    if isinstance(span, Scan):
+        size = span.tokens or int(n.max(initial=1))
+        return _pairs_in_chunks(n, size), -(-n // size)
+    if isinstance(span, Chunk):
+        return _pairs_in_chunks(c + n, span.tokens) - _pairs_in_chunks(c, span.tokens), n + c % span.tokens
+    if span is None:
+        return _full_pairs(n, c), n + c
+    if isinstance(span, Selected):
+        pairs = _capped_pairs(n, c, span.tokens)
+        return pairs, np.minimum(n + c, pairs)
+    return _capped_pairs(n, c, span), np.minimum(n + c, n + span - 1)
+
+
+def _full_pairs(n: NDArray[np.int64], c: NDArray[np.int64]) -> NDArray[np.int64]:
+    pairs: NDArray[np.int64] = n * c + n * (n + 1) // 2
+    return pairs
+
+
+def _capped_pairs(n: NDArray[np.int64], c: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Pairs where no query sees more than `most` keys."""
+    capped = np.minimum(n, np.maximum(0, n + c - most))  # the last `capped` queries see `most` keys, not more
+    return _full_pairs(n, c) - (capped * (n + c - most) - capped * (capped - 1) // 2)
+
+
+def _pairs_in_chunks(tokens: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Pairs of the first `tokens` tokens of a sequence when each sees its own chunk only."""
+    whole, rest = np.divmod(tokens, size)
+    pairs: NDArray[np.int64] = whole * (size * (size + 1) // 2) + rest * (rest + 1) // 2
+    return pairs

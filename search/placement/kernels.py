@@ -23,6 +23,8 @@ _COUNT_ROUNDS = 0.3
 8 to 32 devices: between 0.1 and 0.8 the mean gap changes by less than a third, best for few slots per device above."""
 _SWAPS_LEAST, _SWAPS_MOST = 2, 5
 """Random swaps of one round: enough to leave a local optimum, few enough to come back near it."""
+_PATIENCE = 200
+"""Rounds in vain after which a worse placement becomes the one to start from."""
 _ROUND_WORK = 500
 """What a round costs besides the changes it looks at, in changes."""
 _MOVES_MOST = 2
@@ -55,7 +57,10 @@ def greedy_placement(weight: Floats, devices: int, slots_per_device: int) -> Int
 
 @njit(cache=True)
 def improve(weight: Floats, slots: Ints, target: float, work: int, rng: np.random.Generator) -> Ints:
-    """Descend from `slots`, then disturb the best placement and descend again, until `target` or the work is done.
+    """Descend from `slots`, then disturb and descend again and again, until `target` is reached or the work is done.
+
+    A round starts from the last placement that was no worse than its predecessor, or, after many rounds in vain, from
+    whatever the last round found.
 
     Args:
         weight: float64[expert] load of each expert.
@@ -77,7 +82,9 @@ def improve(weight: Floats, slots: Ints, target: float, work: int, rng: np.rando
     _index(slots, held, replicas)
     _weigh(weight, slots, replicas, share, load)
     done = _descend(weight, slots, held, replicas, share, load, spare)
-    best, best_load = slots.copy(), load.max()
+    base, best = slots.copy(), slots.copy()
+    base_load = best_load = load.max()
+    in_vain = 0
     while best_load > target and done < work:
         counts = spare and rng.random() < _COUNT_ROUNDS
         if counts:
@@ -86,10 +93,14 @@ def improve(weight: Floats, slots: Ints, target: float, work: int, rng: np.rando
             _disturb_slots(slots, held, rng)
             _weigh(weight, slots, replicas, share, load)
         done += _ROUND_WORK + slots.size + _descend(weight, slots, held, replicas, share, load, counts)
-        if load.max() <= best_load:
-            best[:], best_load = slots, load.max()
+        in_vain = 0 if load.max() < base_load * (1 - _SAME) else in_vain + 1
+        if load.max() <= base_load or in_vain == _PATIENCE:
+            base[:], base_load = slots, load.max()
+            in_vain %= _PATIENCE
+            if base_load < best_load:
+                best[:], best_load = base, base_load
         else:
-            slots[:] = best
+            slots[:] = base
             _index(slots, held, replicas)
             _weigh(weight, slots, replicas, share, load)
     return best

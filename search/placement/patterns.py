@@ -15,8 +15,8 @@ from moesim.search.placement.bounds import replica_range
 from moesim.search.placement.problem import Floats, Ints
 
 _ROUNDING = 1e-12
-_TRIES_PER_PATTERN = 300
-"""Enumeration gives up after so many partial patterns per pattern that may be returned: it would not end otherwise."""
+_MOST_OPTIONS, _MOST_TRIES = 2_000, 2_000_000
+"""Enumeration gives up after so many partial patterns, some 50 ms, or at once with so many options."""
 _GAVE_UP = -1
 
 
@@ -56,7 +56,7 @@ def find_patterns(
         The patterns; None where counting refutes the limit.
 
     Raises:
-        TooManyPatternsError: more than `most_patterns`.
+        TooManyPatternsError: more than `most_patterns`, or too many options to find out.
     """
     counts = replica_range(weight, devices, slots_per_device, limit)
     if counts is None:
@@ -64,6 +64,8 @@ def find_patterns(
     least, most = counts
     expert = np.repeat(np.arange(len(weight)), most - least + 1)
     replicas = np.concatenate([np.arange(low, high + 1) for low, high in zip(least, most, strict=True)])
+    if len(expert) > _MOST_OPTIONS:
+        raise TooManyPatternsError
     order = np.argsort(-weight[expert] / replicas, kind="stable")
     expert, replicas = expert[order], replicas[order]
     top = limit * (1 + _ROUNDING)
@@ -113,7 +115,7 @@ def _enumerate(expert: Ints, share: Floats, bottom: float, top: float, found: ND
             total[depth] = here
             chosen[depth] = option
             continue
-        if count == len(found) or tries > _TRIES_PER_PATTERN * len(found):
+        if count == len(found) or tries > _MOST_TRIES:
             return _GAVE_UP
         found[count] = chosen
         count += 1

@@ -135,9 +135,9 @@ def without_names(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_metadata, "must have the metadata moesim.routing_trace"),
+        (without_metadata, "must be that of a routing trace"),
         (with_format_9, "format: must be 1, got 9"),
-        (without_names, "lacks, got ['names']"),
+        (without_names, "names: required"),
         (lambda table: table.drop_columns(["phase"]), "lacks, got ['phase']"),
         (lambda table: table.slice(0, 3), "every request must have some"),
         (lambda table: table.slice(0, 0), "must have tokens"),

@@ -208,6 +208,32 @@ def compare(
     compare_command(scenarios, assignments or [], output, runs=runs, as_json=as_json)
 
 
+@app.command(
+    epilog=_examples(
+        "moesim sweep quickstart --set system=a100-sxm-1,h100-sxm-1 --set requests.rate_per_s=2,4,8",
+        "moesim sweep mixtral-8x7b-tp4 --set concurrency=16,32,64 -o sweep.csv --runs runs",
+    )
+)
+def sweep(
+    scenario: Annotated[str, typer.Argument(help="Shipped scenario or YAML file.")],
+    assignments: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=A,B", help="Any setting; the grid has every combination.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all numbers of the summaries: .csv.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep runs there, and run only what is missing.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Simulate a grid of settings into one table."""
+    from moesim.cli.sweep import sweep_command
+
+    sweep_command(scenario, assignments, output=output, runs=runs, workers=workers, as_json=as_json)
+
+
 @models_app.command("list", epilog=_examples("moesim models list --json"))
 def models_list(as_json: Json = False) -> None:
     """Models that ship with moesim."""
