@@ -148,7 +148,7 @@ class GPU:
         self._columns_of = operator.attrgetter(*gpu_kernel.Columns._fields)
         self._parameters = _parameter_vector(config, gpu_kernel)
         self._formats = np.array(
-            [[_format_row(config, dtype, experts, gpu_kernel) for dtype in DTYPES] for experts in (False, True)]
+            [[_format_row(config, dtype, gpu_kernel, experts=experts) for dtype in DTYPES] for experts in (False, True)]
         )
         self._valid = _valid_ranges(config.fits)
 
@@ -199,7 +199,7 @@ def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
     return np.array([float(values[position]) for position in range(kernel.PARAMETERS)])
 
 
-def _format_row(config: GpuConfig, dtype: str, experts: bool, kernel: Any) -> list[float]:
+def _format_row(config: GpuConfig, dtype: str, kernel: Any, *, experts: bool) -> list[float]:
     """Columns of `gpu_kernel`'s table of weight formats for weights of `dtype` in products or in expert FFNs."""
     grouped = config.grouped_gemm
     without = grouped.weight_only if experts else ()

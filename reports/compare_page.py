@@ -62,7 +62,7 @@ def comparison_page(runs: Sequence[ComparedRun], figures: Sequence[PageFigure], 
     html = suffix == ".html"
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=html,  # every label and name is text; a Markdown file escapes what would break its tables
+        autoescape=html,  # noqa: S701  # every label and name is text; a Markdown file escapes what would break its tables
         undefined=StrictUndefined,
         trim_blocks=True,
     )

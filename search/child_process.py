@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
 from threading import Thread
 from typing import IO, Any
@@ -33,7 +33,7 @@ class ChildFailedError(MoeSimError):
     """The child process ended by itself, and not well."""
 
 
-def messages(target: str, payload: dict[str, Any], deadline_s: float) -> Iterator[dict[str, Any]]:
+def messages(target: str, payload: dict[str, Any], deadline_s: float) -> Generator[dict[str, Any]]:
     """Run a function in a child process and yield what it sends; ends when the function or the time does.
 
     Close the iterator (`contextlib.closing`) to be sure that the child is gone when leaving the loop early.
@@ -49,7 +49,8 @@ def messages(target: str, payload: dict[str, Any], deadline_s: float) -> Iterato
     with tempfile.TemporaryFile() as complaints:
         child = _start(complaints)
         try:
-            assert child.stdin is not None and child.stdout is not None
+            assert child.stdin is not None
+            assert child.stdout is not None
             child.stdin.write(json.dumps({"target": target, "payload": payload}).encode() + b"\n")
             child.stdin.flush()
             for line in _lines(child.stdout, deadline_s):
@@ -67,7 +68,7 @@ def messages(target: str, payload: dict[str, Any], deadline_s: float) -> Iterato
 
 def _start(complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
     # A session of its own: Ctrl-C reaches the caller alone, who then kills the child.
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603  # this interpreter, running this package
         [sys.executable, "-c", _START, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

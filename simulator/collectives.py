@@ -5,6 +5,7 @@ attention: dispatch and combine, each device's share from the real token traffic
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,18 @@ GROUP_KINDS = {
 EXCHANGES = ("dispatch", "combine")
 
 
+class Traffic(NamedTuple):
+    """Tokens that devices have to send, each counted once per receiver."""
+
+    to_ranks: NDArray[np.int64]  # [moe_layer, source device, ep rank]
+    to_nodes: NDArray[np.int64]  # [moe_layer, source device, node]
+
+
 class CollectivePlan:
     """The collectives of every step.
+
+    Attributes:
+        rank_nodes: int32[ep rank, 2], first and last node of each expert-parallel rank.
 
     Rows: each of `GROUP_KINDS` for each data-parallel rank (if tp > 1), then dispatch and combine for each MoE layer
     and device (if dp > 1).
@@ -35,6 +46,8 @@ class CollectivePlan:
         self.plan = plan
         self.devices = plan.dp * plan.tp
         self.node = np.arange(self.devices) // devices_per_node
+        last = np.arange(plan.ep) * plan.moe_tp + plan.moe_tp - 1
+        self.rank_nodes = np.stack([self.node[last - plan.moe_tp + 1], self.node[last]], axis=1).astype(np.int32)
         self.moe_layers = len(plan.experts.layers) if plan.experts and plan.dp > 1 else 0
         self.group_rows = len(GROUP_KINDS) * plan.dp if plan.tp > 1 else 0
         self.rows = self.group_rows + len(EXCHANGES) * self.moe_layers * self.devices
@@ -64,27 +77,19 @@ class CollectivePlan:
         """Row of `device`'s part in the dispatch or combine of the MoE layer number `moe_layer`."""
         return self.group_rows + (EXCHANGES.index(kind) * self.moe_layers + moe_layer) * self.devices + device
 
-    def table(self, features: NDArray[np.float64], traffic: NDArray[np.int64]) -> CollectiveTable:
+    def table(self, features: NDArray[np.float64], traffic: Traffic) -> CollectiveTable:
         """The rows of one step.
 
         Args:
             features: float64[dp rank, feature] (`steps.step_features`).
-            traffic: int64[moe_layer, source device, ep rank], tokens sent; empty when dp = 1.
+            traffic: tokens that devices send; nothing when dp = 1.
         """
         payload = np.zeros(self.rows)
         payload[: self.group_rows] = self._group_bytes(features)
-        sent, received = self._exchange_bytes(traffic) if self.moe_layers else (np.zeros((2, 0)), np.zeros((2, 0)))
-        groups = np.zeros(self.group_rows)
-        return CollectiveTable(
-            kind=self._kind,
-            ranks=self._ranks,
-            nodes=self._nodes,
-            payload_bytes=payload,
-            sent_bytes=np.concatenate([groups, sent[0], received[0]]),
-            received_bytes=np.concatenate([groups, received[0], sent[0]]),
-            sent_internode_bytes=np.concatenate([groups, sent[1], received[1]]),
-            received_internode_bytes=np.concatenate([groups, received[1], sent[1]]),
-        )
+        exchanged = np.zeros((4, self.rows))
+        if self.moe_layers:
+            exchanged[:, self.group_rows :] = self._exchange_bytes(traffic)
+        return CollectiveTable(self._kind, self._ranks, self._nodes, payload, *exchanged)
 
     def _group_bytes(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bytes of the summed or gathered tensor, in the order of the group rows."""
@@ -95,18 +100,39 @@ class CollectivePlan:
         columns: Sequence[NDArray[np.float64]] = [logits if name == "logits_gather" else hidden for name in GROUP_KINDS]
         return np.concatenate(columns)
 
-    def _exchange_bytes(self, traffic: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Bytes that each device sends and receives in a dispatch; a combine is the reverse.
+    def _exchange_bytes(self, traffic: Traffic) -> NDArray[np.float64]:
+        """float64[4, row]: bytes that each device sends and receives, in its node and between nodes.
 
-        Every tensor-parallel shard of an expert group gets the whole token. What a device sends itself is free.
-
-        Returns:
-            (sent, received): float64[2, moe_layer * device]; first within the node, then between nodes.
+        A combine is a dispatch in reverse, but for one thing: tokens need not be dispatched within their
+        tensor-parallel group, which holds them already, while results must come back from there.
         """
-        between = np.repeat(traffic, self.plan.moe_tp, axis=2) * (self.plan.model.hidden * self.plan.activation_bytes)
-        same_node = self.node[:, None] == self.node[None, :]
-        near = between * (same_node & ~np.eye(self.devices, dtype=np.bool_))
-        far = between * ~same_node
-        sent = np.stack([near.sum(axis=2).ravel(), far.sum(axis=2).ravel()])
-        received = np.stack([near.sum(axis=1).ravel(), far.sum(axis=1).ravel()])
-        return sent, received
+        group = np.arange(self.devices) // self.plan.tp
+        elsewhere = group[:, None] != group[None, :]
+        dispatch = self._one_way(traffic, elsewhere)
+        combine = self._one_way(traffic, ~np.eye(self.devices, dtype=np.bool_))[[1, 0, 3, 2]]
+        bytes_per_token = self.plan.model.hidden * self.plan.activation_bytes
+        both: NDArray[np.float64] = np.concatenate([dispatch, combine], axis=1) * bytes_per_token
+        return both
+
+    def _one_way(self, traffic: Traffic, sends: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Tokens (sent, received, sent between nodes, received between nodes): int64[4, moe_layer * device].
+
+        A token goes to another node once, to the device there with the sender's position, which hands it on inside
+        that node to every device that needs it. Every shard of an expert-parallel rank needs the whole token.
+
+        Args:
+            traffic: tokens by source.
+            sends: bool[source, destination]: whether a token must travel between the two at all.
+        """
+        nodes, size = self.node[-1] + 1, self.devices // (self.node[-1] + 1)
+        between = np.repeat(traffic.to_ranks, self.plan.moe_tp, axis=2) * sends
+        # [layer, source node, source position, destination node, destination position]
+        between = between.reshape(-1, nodes, size, nodes, size)
+        inside = np.eye(nodes, dtype=np.bool_)[:, None, :, None]
+        direct = (between * inside).reshape(-1, self.devices, self.devices)
+        handed_on = between * ~inside * ~np.eye(size, dtype=np.bool_)[None, :, None, :]
+        sent = direct.sum(axis=2) + handed_on.sum(axis=(1, 4)).transpose(0, 2, 1).reshape(-1, self.devices)
+        received = direct.sum(axis=1) + handed_on.sum(axis=(1, 2)).reshape(-1, self.devices)
+        far = traffic.to_nodes.reshape(-1, nodes, size, nodes) * ~np.eye(nodes, dtype=np.bool_)[:, None, :]
+        far_received = far.sum(axis=1).transpose(0, 2, 1)
+        return np.stack([column.ravel() for column in (sent, received, far.sum(axis=3), far_received)])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.hw_models.system import System
-from moesim.simulator.collectives import CollectivePlan
+from moesim.simulator.collectives import CollectivePlan, Traffic
 from moesim.simulator.engines import get_engine
 from moesim.simulator.graph import TaskGraph, Timeline
 from moesim.simulator.parallelism import Parallelism
@@ -109,25 +109,28 @@ class StepSimulator:
         step_energy_j, imbalance = float(energy_j @ self.tasks_per_row), _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
 
-    def _route(self, step: Step) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-        """Tokens of each expert slot, and tokens that each device sends to each expert-parallel rank."""
+    def _route(self, step: Step) -> tuple[NDArray[np.int64] | None, Traffic]:
+        """Tokens of each expert slot, and what devices have to send each other for them."""
         none = np.zeros((0, 0, 0), dtype=np.int64)
         if self.plan.experts is None or self.router is None or self.placement is None:
-            return None, none
+            return None, Traffic(none, none)
         from moesim.simulator.dispatch import count_by_phase, count_tokens  # numba, only for MoE
 
         tokens = step.tokens()
         chosen = self.router.experts(tokens.request, tokens.position)
         count_by_phase(chosen, tokens.phase, self.totals.expert_tokens)
-        layers, slots = self.placement.slots.shape
-        slot_tokens = np.zeros((layers, slots), dtype=np.int64)
-        devices = self.plan.dp * self.plan.tp
-        traffic = np.zeros((layers, devices, self.plan.ep), dtype=np.int64) if self.plan.dp > 1 else none
+        slot_tokens = np.zeros(self.placement.slots.shape, dtype=np.int64)
+        traffic = self._no_traffic(len(slot_tokens)) if self.plan.dp > 1 else Traffic(none, none)
         # A tensor-parallel group holds every token on all its devices, so its members share the sending out.
         source = (tokens.rank * self.plan.tp + np.arange(len(tokens.rank)) % self.plan.tp).astype(np.int32)
-        first, order = self._replicas
-        count_tokens(chosen, source, first, order, self.placement.slots_per_rank, slot_tokens, traffic)
+        per_rank, nodes = self.placement.slots_per_rank, self.collectives.rank_nodes
+        count_tokens(chosen, source, *self._replicas, per_rank, nodes, slot_tokens, *traffic)
         return slot_tokens, traffic
+
+    def _no_traffic(self, layers: int) -> Traffic:
+        devices, nodes = self.plan.dp * self.plan.tp, int(self.collectives.node[-1]) + 1
+        to_ranks = np.zeros((layers, devices, self.plan.ep), dtype=np.int64)
+        return Traffic(to_ranks, np.zeros((layers, devices, nodes), dtype=np.int64))
 
     def _account(
         self,

@@ -292,6 +292,4 @@ class Mamba(_Recurrence):
         return (state + self.inner * (self.conv - 1) * DTYPES[dtypes.activations].bytes) / tp
 
 
-Attention = Annotated[
-    GroupedQueryAttention | LatentAttention | GatedDeltaNet | Mamba, Field(discriminator="kind")
-]
+Attention = Annotated[GroupedQueryAttention | LatentAttention | GatedDeltaNet | Mamba, Field(discriminator="kind")]

@@ -1,17 +1,18 @@
 """A Hugging Face `config.json` (field names of transformers) as a model configuration.
 
-`translate` reads the blocks of every layer with the readers of the model's family, and folds the list of layers into
-repeated patterns. A further model type is a further row of `FAMILIES`; a new kind of block is a further reader.
-Multi-token-prediction modules (`num_nextn_predict_layers`) are left out, and `source` says so. Data types are read in
-`moesim.workloads.hf_dtypes`.
+`translate` reads the blocks of every layer with the readers of the model's family (`hf_blocks`), and folds the list of
+layers into repeated patterns. A further model type is a further row of `FAMILIES`; a new kind of block is a further
+reader. Of a multimodal model, only the language model is read; multi-token-prediction modules are left out; `source`
+says so. Data types are read in `moesim.workloads.hf_dtypes`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from moesim.configs.documents import INLINE, Document
+from moesim.workloads import hf_blocks as blocks
 from moesim.workloads.hf_dtypes import read_dtypes
 from moesim.workloads.hf_fields import Block, Fields
 
@@ -20,132 +21,22 @@ _UNSUPPORTED: Mapping[str, str] = {
     "lm_head_bias": "a bias of the output head is",
     "attn_output_gate": "a gate on the output of attention is",
     "index_topk": "sparse attention with an indexer is",
-    "shared_expert_intermediate_size": "a gate on shared experts is",
+    "shared_expert_intermediate_size": "a shared expert of this family is",
+    "hidden_size_per_layer_input": "an embedding per layer is",
+    "num_kv_shared_layers": "a KV cache that layers share is",
 }
-"""Fields that switch on, in any family, something that `Model` cannot say."""
+"""Fields that switch on something that `Model`, or the reader of the family, cannot say."""
 
-# Sliding windows: (fields, layer) -> window in tokens, or None for full attention.
+_UNSUPPORTED_FAMILIES: Mapping[str, str] = {
+    "jetmoe": "attention experts (query and output projections that are routed per token) are",
+    "openmoe": "experts of limited capacity that drop tokens (`router_drop_tks`), and up-projections gated twice, are",
+}
+"""Families whose very idea `Model` cannot say."""
 
+_MTP_FIELDS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "use_mtp")
+"""Fields that announce a multi-token-prediction module."""
 
-def _full(_fields: Fields, _layer: int) -> int | None:
-    return None
-
-
-def _sliding(fields: Fields, _layer: int) -> int | None:
-    """Mistral: every layer slides where there is a window at all."""
-    return None if fields.get("sliding_window") is None else fields.count("sliding_window")
-
-
-def _sliding_above(fields: Fields, layer: int) -> int | None:
-    """Qwen: layers from `max_window_layers` on slide, if `use_sliding_window` is set."""
-    slides = fields.flag("use_sliding_window") and layer >= fields.count("max_window_layers", 0, minimum=0)
-    return _sliding(fields, layer) if slides else None
-
-
-def _listed(fields: Fields, layer: int) -> int | None:
-    """`layer_types` names the kind of every layer."""
-    kinds, layers = fields.items("layer_types"), fields.count("num_hidden_layers")
-    if len(kinds) != layers:
-        raise fields.error("layer_types", f"must have {layers} items, one per layer, has {len(kinds)}")
-    if kinds[layer] == "full_attention":
-        return None
-    if kinds[layer] == "sliding_attention":
-        return fields.count("sliding_window")
-    rule = "must be full_attention or sliding_attention; other kinds of attention are not supported"
-    raise fields.error("layer_types", rule, kinds[layer], inside=(layer,))
-
-
-# Blocks: (fields, layer) -> mapping of the block's class in `moesim.workloads.models`.
-
-
-def _gqa(
-    fields: Fields,
-    layer: int,
-    *,
-    biases: Literal["as stated", "none", "qkv"] = "as stated",
-    qk_norm: str = "none",
-    sinks: bool = False,
-    head_dim: Literal["derived", "given"] = "derived",
-    window: Callable[[Fields, int], int | None] = _full,
-) -> Block:
-    """Grouped-query attention.
-
-    `biases` are as `attention_bias` states, or fixed by the family; a `derived` head dimension may be absent from the
-    config: it is then the hidden size over the heads.
-    """
-    heads = fields.count("num_attention_heads")
-    if not fields.is_stated("num_key_value_heads"):
-        raise fields.error("num_key_value_heads", "required")
-    window = _listed if fields.get("layer_types") is not None else window
-    return {
-        "kind": "gqa",
-        "heads": heads,
-        "kv_heads": fields.count("num_key_value_heads", default=heads),  # null: one per query head
-        "head_dim": fields.count("head_dim", _derived_head_dim(fields) if head_dim == "derived" else None),
-        "window": window(fields, layer),
-        "qkv_bias": biases == "qkv" or (biases == "as stated" and fields.flag("attention_bias")),
-        "out_bias": biases == "as stated" and fields.flag("attention_bias"),
-        "qk_norm": qk_norm,
-        "sinks": sinks,
-    }
-
-
-def _derived_head_dim(fields: Fields) -> int | None:
-    heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")
-    return None if hidden % heads else hidden // heads
-
-
-def _mla(fields: Fields, _layer: int) -> Block:
-    """Multi-head latent attention."""
-    if fields.flag("attention_bias"):
-        raise fields.error("attention_bias", "must be false: biases of latent attention are not supported", True)
-    return {
-        "kind": "mla",
-        "heads": fields.count("num_attention_heads"),
-        "q_lora_rank": None if fields.get("q_lora_rank") is None else fields.count("q_lora_rank"),
-        "kv_lora_rank": fields.count("kv_lora_rank"),
-        "nope_dim": fields.count("qk_nope_head_dim"),
-        "rope_dim": fields.count("qk_rope_head_dim"),
-        "v_dim": fields.count("v_head_dim"),
-    }
-
-
-def _dense(fields: Fields, _layer: int) -> Block:
-    return {"kind": "dense", "intermediate": fields.count("intermediate_size")}
-
-
-def _moe(
-    fields: Fields,
-    layer: int,
-    *,
-    width: str = "moe_intermediate_size",
-    bias: bool = False,
-    router_bias: bool = False,
-    is_sparse: Callable[[Fields, int], bool] = lambda _fields, _layer: True,
-) -> Block:
-    """Routed and shared experts where `is_sparse`, else a dense block; `width` names the field of an expert's width."""
-    if not is_sparse(fields, layer):
-        return _dense(fields, layer)
-    return {
-        "kind": "moe",
-        "experts": fields.count("experts"),
-        "top_k": fields.count("top_k"),
-        "intermediate": fields.count(width),
-        "shared_intermediate": fields.count("n_shared_experts", 0, minimum=0) * fields.count(width),
-        "bias": bias,
-        "router_bias": router_bias,
-    }
-
-
-def _after_dense(fields: Fields, layer: int) -> bool:
-    """DeepSeek: the first layers are dense, then every `moe_layer_freq`-th is sparse."""
-    first = fields.count("first_k_dense_replace", 0, minimum=0)
-    return layer >= first and layer % fields.count("moe_layer_freq", 1) == 0
-
-
-def _every_nth(fields: Fields, layer: int) -> bool:
-    """Qwen: every `decoder_sparse_step`-th layer is sparse, except those of `mlp_only_layers`."""
-    return (layer + 1) % fields.count("decoder_sparse_step", 1) == 0 and layer not in fields.items("mlp_only_layers")
+_TEXT = "text_config"  # where a multimodal config holds its language model
 
 
 class Family(NamedTuple):
@@ -153,31 +44,55 @@ class Family(NamedTuple):
 
     attention: Callable[[Fields, int], Block]
     ffn: Callable[[Fields, int], Block]
+    reads: tuple[str, ...] = ()  # of `_UNSUPPORTED`, the fields that this family's readers understand
+    norms: int = 2  # norms per layer
+    extras: Callable[[Fields], Block] = lambda _fields: {}  # further keys of the model
 
 
-_gqa_without_bias = partial(_gqa, biases="none")
-_gqa_of_qwen = partial(_gqa, window=_sliding_above)
-_moe_of_deepseek = partial(_moe, is_sparse=_after_dense)
+_gqa_without_bias = partial(blocks.gqa, biases="none")
+_gqa_of_qwen = partial(blocks.gqa, window=blocks.sliding_above)
+_moe_of_deepseek = partial(blocks.moe, is_sparse=blocks.after_dense)
+_moe_of_qwen = partial(blocks.moe, is_sparse=blocks.every_nth)
+_moe_like_dense = partial(blocks.moe, width="intermediate_size")
+_SHARED_EXPERT = ("shared_expert_intermediate_size",)
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(_gqa, _dense),
-    "mistral": Family(partial(_gqa_without_bias, window=_sliding), _dense),
-    "qwen2": Family(partial(_gqa_of_qwen, biases="qkv"), _dense),
-    "qwen3": Family(partial(_gqa_of_qwen, qk_norm="head", head_dim="given"), _dense),
-    "mixtral": Family(partial(_gqa_without_bias, window=_sliding), partial(_moe, width="intermediate_size")),
-    "olmoe": Family(partial(_gqa, qk_norm="full"), partial(_moe, width="intermediate_size")),
-    "qwen3_moe": Family(
-        partial(_gqa_of_qwen, qk_norm="head", head_dim="given"),
-        partial(_moe, is_sparse=_every_nth),
+    "llama": Family(blocks.gqa, blocks.dense),
+    "mistral": Family(partial(_gqa_without_bias, window=blocks.sliding), blocks.dense),
+    "qwen2": Family(partial(_gqa_of_qwen, biases="qkv"), blocks.dense),
+    "qwen3": Family(partial(_gqa_of_qwen, qk_norm="head", head_dim="given"), blocks.dense),
+    "mixtral": Family(partial(_gqa_without_bias, window=blocks.sliding), _moe_like_dense),
+    "phimoe": Family(
+        partial(blocks.gqa, window=blocks.sliding),
+        _moe_like_dense,
+        reads=("lm_head_bias",),
+        extras=lambda fields: {"norm": "layer", "head_bias": fields.flag("lm_head_bias")},
+    ),
+    "olmoe": Family(partial(blocks.gqa, qk_norm="full"), _moe_like_dense),
+    "minimax_m2": Family(blocks.gqa_of_minimax, blocks.moe_of_minimax),
+    "qwen2_moe": Family(
+        partial(_gqa_of_qwen, biases="qkv"), partial(_moe_of_qwen, shared="gated"), reads=_SHARED_EXPERT
+    ),
+    "qwen3_moe": Family(partial(_gqa_of_qwen, qk_norm="head", head_dim="given"), _moe_of_qwen),
+    "qwen3_5_moe_text": Family(
+        blocks.attention_of_qwen3_5,
+        partial(_moe_of_qwen, shared="gated"),
+        reads=("attn_output_gate", *_SHARED_EXPERT),
     ),
     "gpt_oss": Family(
-        partial(_gqa, sinks=True, head_dim="given", window=_listed),
-        partial(_moe, width="intermediate_size", bias=True, router_bias=True),
+        partial(blocks.gqa, sinks=True, head_dim="given", window=blocks.listed),
+        partial(_moe_like_dense, bias=True, router_bias=True),
     ),
-    "deepseek": Family(_gqa, _moe_of_deepseek),
-    "deepseek_v2": Family(_mla, _moe_of_deepseek),
-    "deepseek_v3": Family(_mla, partial(_moe_of_deepseek, router_bias=True)),
-    "kimi_k2": Family(_mla, partial(_moe_of_deepseek, router_bias=True)),
+    "llama4_text": Family(blocks.gqa_of_llama4, blocks.ffn_of_llama4),
+    "gemma4_text": Family(blocks.gqa_of_gemma4, blocks.moe_of_gemma4, norms=blocks.GEMMA4_NORMS),
+    "jamba": Family(blocks.attention_of_jamba, blocks.moe_of_jamba),
+    "deepseek": Family(blocks.gqa, _moe_of_deepseek),
+    "deepseek_v2": Family(blocks.mla, _moe_of_deepseek),
+    "deepseek_v3": Family(blocks.mla, partial(_moe_of_deepseek, router_bias=True)),
+    "deepseek_v32": Family(
+        partial(blocks.mla, indexed=True), partial(_moe_of_deepseek, router_bias=True), reads=("index_topk",)
+    ),
+    "kimi_k2": Family(blocks.mla, partial(_moe_of_deepseek, router_bias=True)),
 }
 
 
@@ -193,28 +108,46 @@ def translate(document: Document) -> Document:
     Raises:
         ConfigError: the family, or something that the config asks for, is not supported; a field is missing or wrong.
     """
-    fields = Fields(document)
+    whole = Fields(document)
+    fields = _language_model(whole)
     family = _family(fields)
     layers: list[Block] = [
-        {"attention": family.attention(fields, layer), "ffn": family.ffn(fields, layer)}
+        {"attention": family.attention(fields, layer), "ffn": family.ffn(fields, layer), "norms": family.norms}
         for layer in range(fields.count("num_hidden_layers"))
     ]
     data = {
-        "name": _name(fields),
-        "source": _source(fields),
+        "name": _name(whole),
+        "source": _source(fields, multimodal=fields is not whole),
         "hidden": fields.count("hidden_size"),
         "vocabulary": fields.count("vocab_size"),
         "tied_embeddings": fields.flag("tie_word_embeddings"),
         "dtypes": read_dtypes(fields, layers),
         "layers": _fold(layers),
+        **family.extras(fields),
     }
     return Document(document.file, data, prefix=document.prefix)
 
 
+def _language_model(whole: Fields) -> Fields:
+    """The fields of the language model, which a multimodal config holds apart.
+
+    Raises:
+        ConfigError: the whole is quantised: which parts of it then are cannot be told.
+    """
+    if not isinstance(whole.get(_TEXT), dict):
+        return whole
+    if whole.get("quantization_config") is not None:
+        raise whole.error("quantization_config", "must be absent: quantised multimodal models are not supported")
+    return Fields(whole.document.child(_TEXT))
+
+
 def _family(fields: Fields) -> Family:
+    feature = _UNSUPPORTED_FAMILIES.get(str(fields.get("model_type")))
+    if feature:
+        raise fields.error("model_type", f"{feature} not supported", fields.get("model_type"))
     family = FAMILIES[fields.choice("model_type", FAMILIES, "families")]
     for name, feature in _UNSUPPORTED.items():
-        if fields.flag(name):
+        if name not in family.reads and fields.flag(name):
             raise fields.error(name, f"must be absent, because {feature} not supported", fields.get(name))
     return family
 
@@ -227,11 +160,13 @@ def _name(fields: Fields) -> str:
     return Path(str(fields.get("_name_or_path") or "")).name or fallback or str(fields.get("model_type"))
 
 
-def _source(fields: Fields) -> str:
+def _source(fields: Fields, *, multimodal: bool) -> str:
     notes = ["config.json"]
     if fields.get("dtype") == "float32":
         notes.append("float32 weights served as bfloat16")
-    if fields.flag("num_nextn_predict_layers"):
+    if multimodal:
+        notes.append("the language model only")
+    if any(fields.flag(name) for name in _MTP_FIELDS):
         notes.append("without its multi-token-prediction module")
     return ", ".join(notes)
 

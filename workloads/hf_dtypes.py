@@ -9,9 +9,10 @@
 from collections.abc import Mapping, Sequence
 
 from moesim.workloads.hf_fields import Block, Fields
-from moesim.workloads.models import Dtypes
+from moesim.workloads.matrices import Dtypes
 
 _SERVED_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "bf16"}
+_STATE_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _QUANTISED_PARTS: Mapping[str, tuple[str, ...]] = {"fp8": ("weights", "experts"), "mxfp4": ("experts",)}
 """Quantisation methods, and the parts of `Dtypes` that each converts."""
 
@@ -33,6 +34,8 @@ def read_dtypes(fields: Fields, layers: Sequence[Block]) -> Block:
     """The data type of the config for every part, then what quantisation makes of weights and experts."""
     stored = fields.choice("dtype", _SERVED_DTYPES, "data types of a checkpoint", default="bfloat16")
     unquantised: Block = dict.fromkeys(Dtypes.model_fields, _SERVED_DTYPES[stored])
+    if fields.get("mamba_ssm_dtype") is not None:
+        unquantised["state"] = _STATE_DTYPES[fields.choice("mamba_ssm_dtype", _STATE_DTYPES, "data types of a state")]
     quantisation = fields.get("quantization_config")
     if quantisation is None:
         return unquantised

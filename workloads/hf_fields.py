@@ -11,7 +11,7 @@ Block = dict[str, object]
 
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
-    "top_k": ("num_experts_per_tok", "experts_per_token"),
+    "top_k": ("num_experts_per_tok", "experts_per_token", "top_k_experts"),
     "dtype": ("torch_dtype", "dtype"),
 }
 """Fields that families name differently; other fields go by their own name."""

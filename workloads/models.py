@@ -20,7 +20,7 @@ from moesim.workloads.attention_blocks import (
     LatentAttention,
     Mamba,
 )
-from moesim.workloads.matrices import Dtypes, DTypeName, Matrix, Split
+from moesim.workloads.matrices import DTypeName, Dtypes, Matrix, Split
 from moesim.workloads.operator_table import DTYPES
 
 __all__ = [
@@ -155,6 +155,12 @@ class Model(Config):
     norm: Literal["rms", "layer"] = Field("rms", description="layer norms have biases, RMS norms have not")
     dtypes: Dtypes = Dtypes()
     groups: tuple[LayerGroup, ...] = Field(alias="layers", min_length=1)
+
+    @model_validator(mode="after")
+    def _tied_head_is_the_embedding(self) -> Self:
+        if self.tied_embeddings and self.head_bias:
+            raise ValueError("`head_bias` needs an output head of its own, got tied_embeddings = true")
+        return self
 
     @model_validator(mode="after")
     def _experts_are_alike(self) -> Self:

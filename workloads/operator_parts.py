@@ -78,10 +78,12 @@ class Context:
 
     @property
     def activation_bytes(self) -> float:
+        """Bytes per element between operators."""
         return DTYPES[self.model.dtypes.activations].bytes
 
     @property
     def kv_bytes(self) -> float:
+        """Bytes per cached element."""
         return DTYPES[self.model.dtypes.kv_cache].bytes
 
     def norm(self, name: str, norms: int = 1) -> Operator:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.workloads.models import Model, MoE
-from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
 from moesim.workloads.operator_parts import Linear, Operator
+from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
 from moesim.workloads.operators import model_operators, spans
 from moesim.workloads.steps import FIRST_WINDOW, Step, step_features
 
@@ -216,9 +216,7 @@ def _expert_shape(model: Model, moe_tp: int, ep: int, slots: int | None) -> Expe
     return ExpertShape(layers, block, slots or block.experts // ep, model.hidden, inner, expert_bytes)
 
 
-def _expert_columns(
-    shape: ExpertShape, tokens: NDArray[np.int64], activation_bytes: float
-) -> dict[str, Any]:
+def _expert_columns(shape: ExpertShape, tokens: NDArray[np.int64], activation_bytes: float) -> dict[str, Any]:
     """Step-dependent columns of the experts' rows.
 
     Bytes per token: its input, the up-projections' outputs written and read again by the activation function, that

@@ -171,7 +171,8 @@ def _full_pairs(n: NDArray[np.int64], c: NDArray[np.int64]) -> NDArray[np.int64]
 def _capped_pairs(n: NDArray[np.int64], c: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """Pairs where no query sees more than `most` keys."""
     capped = np.minimum(n, np.maximum(0, n + c - most))  # the last `capped` queries see `most` keys, not more
-    return _full_pairs(n, c) - (capped * (n + c - most) - capped * (capped - 1) // 2)
+    excess: NDArray[np.int64] = capped * (n + c - most) - capped * (capped - 1) // 2
+    return _full_pairs(n, c) - excess
 
 
 def _pairs_in_chunks(tokens: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ the sum of the `m` smallest `low`: any `m` experts of a device carry at least th
   over the limit, so there are at most `j` per device. An expert without big replicas needs many slots; the cheapest
   choice of experts that may be big, relaxed to fractions, must fit into `N`. For `j = 0` that is the first argument.
 
-Any refuted limit is a lower bound; bisection finds a large one. Without spare slots the same argument has a closed form.
+Any refuted limit is a lower bound; bisection finds a large one. Without spare slots there are closed forms.
 """
 
 import math
@@ -43,7 +43,7 @@ def lower_bound(weight: Floats, devices: int, slots_per_device: int) -> float:
     """
     mean = float(weight.sum() / devices)
     if len(weight) == devices * slots_per_device:
-        return max(mean, _without_spares(weight, devices, slots_per_device))
+        return _without_spares(weight, devices, slots_per_device)
     low, high = mean, mean * (1 + _FIRST_STEP)
     if replica_range(weight, devices, slots_per_device, high) is not None:
         return mean
@@ -130,25 +130,36 @@ def _largest_saving(saving: Ints, cost: Ints, room: int) -> float:
 
 
 def _without_spares(weight: Floats, devices: int, slots_per_device: int) -> float:
-    """The pigeonhole argument where every expert has one slot.
+    """Three closed forms for experts with one slot each.
 
-    Some device holds `j + 1` of the `devices * j + 1` heaviest experts, and no less than the lightest in its other slots.
-    With two slots, the heaviest belongs to the lightest, the next to the next lightest, and so on, which is optimal.
+    - Some device holds `j + 1` of the `devices * j + 1` heaviest experts, and the lightest in its other slots at best.
+    - Either two of the `m` heaviest share a device, or they are on `m` devices, which then carry on average no less
+      than those with the lightest in all their other slots.
+    - With two slots, the heaviest belongs to the lightest, the next to the next lightest, and so on, which is optimal.
+
     Whole loads give a whole bound.
     """
     heavy = np.sort(weight)[::-1]
     rest = _smallest_sums(weight, slots_per_device)
-    tops = [
-        float(heavy[devices * j - j : devices * j + 1].sum() + rest[slots_per_device - j - 1])
-        for j in range(slots_per_device)
-    ]
+    bounds = [float(weight.sum() / devices), _apart(heavy, rest, devices, slots_per_device)]
+    for j in range(slots_per_device):
+        crowd = heavy[devices * j - j : devices * j + 1].sum()
+        bounds.append(float(crowd + rest[slots_per_device - j - 1]))
     if slots_per_device == 2:  # noqa: PLR2004  # pairs
-        tops.append(float((heavy[:devices] + heavy[devices:][::-1]).max()))
-    bound = max(tops)
-    if is_whole(weight):
-        mean = weight.sum() / devices
-        bound = math.ceil(max(bound, mean) * (1 - _ROUNDING))
-    return float(bound)
+        bounds.append(float((heavy[:devices] + heavy[devices:][::-1]).max()))
+    bound = max(bounds)
+    return float(math.ceil(bound * (1 - _ROUNDING))) if is_whole(weight) else bound
+
+
+def _apart(heavy: Floats, rest: Floats, devices: int, slots_per_device: int) -> float:
+    """The second closed form, for the best `m`; `heavy: float64[expert]` descends, `rest` is of `_smallest_sums`."""
+    number = np.arange(1, devices + 1)
+    lightest = np.concatenate([[0.0], heavy[::-1].cumsum()])
+    apart = (heavy.cumsum()[:devices] + lightest[number * (slots_per_device - 1)]) / number
+    if slots_per_device == 1 or devices == 1:
+        return float(apart[0])
+    together = heavy[: devices - 1] + heavy[1:devices] + rest[slots_per_device - 2]
+    return float(max(apart[0], np.minimum(apart[1:], together).max()))
 
 
 def is_whole(weight: NDArray[np.float64]) -> bool:

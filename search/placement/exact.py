@@ -22,6 +22,8 @@ _FINEST = 1e-4
 _SHARE_OF_TIME = 0.4
 """Part of the time left that one limit may take, so that a hard one leaves time for easier ones."""
 _LEAST_S = 0.02
+_FIRST_LIMIT = 1 / 8
+"""How far from the bound towards the best placement a model must be small enough for a layer to be tried."""
 
 
 class LayerSearch:
@@ -75,7 +77,8 @@ class LayerSearch:
 
     def _ask(self, limit: float, deadline_s: float) -> Answer:
         try:
-            patterns = find_patterns(self.weight, *self.slots.shape, limit, self.most_patterns)
+            devices, slots_per_device = self.slots.shape
+            patterns = find_patterns(self.weight, devices, slots_per_device, limit, self.most_patterns)
         except TooManyPatternsError:
             self.too_large = True
             return Answer(None, refuted=False)
@@ -99,9 +102,10 @@ class LayerSearch:
 
 def is_tractable(weight: Floats, slots: Ints, bound: float, most_patterns: int) -> bool:
     """Whether a first question about a layer, whose limit is near its bound, has a model of reasonable size."""
+    devices, slots_per_device = slots.shape
     fullest = float(device_loads(weight, slots).max())
     try:
-        find_patterns(weight, *slots.shape, bound + (fullest - bound) / 8, most_patterns)
+        find_patterns(weight, devices, slots_per_device, bound + (fullest - bound) * _FIRST_LIMIT, most_patterns)
     except TooManyPatternsError:
         return False
     return True

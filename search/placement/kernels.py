@@ -23,7 +23,7 @@ _COUNT_ROUNDS = 0.3
 8 to 32 devices: between 0.1 and 0.8 the mean gap changes by less than a third, best for few slots per device above."""
 _SWAPS_LEAST, _SWAPS_MOST = 2, 5
 """Random swaps of one round: enough to leave a local optimum, few enough to come back near it."""
-_PATIENCE = 200
+_PATIENCE = 100
 """Rounds in vain after which a worse placement becomes the one to start from."""
 _ROUND_WORK = 500
 """What a round costs besides the changes it looks at, in changes."""
@@ -199,7 +199,13 @@ def _exchange(expert: int, room: int, slots: Ints, filled: Ints, held: Bools, sh
 
 @njit(cache=True)
 def _descend(
-    weight: Floats, slots: Ints, held: Bools, replicas: Ints, share: Floats, load: Floats, counts: bool
+    weight: Floats,
+    slots: Ints,
+    held: Bools,
+    replicas: Ints,
+    share: Floats,
+    load: Floats,
+    counts: bool,  # noqa: FBT001
 ) -> int:
     """Best swap of the fullest device, again and again; where none helps and `counts`, the best change of replicas.
 
@@ -210,7 +216,7 @@ def _descend(
     done = 0
     while True:
         done += per_swap
-        changed = _best_swap(slots, held, share, load)
+        changed: bool = _best_swap(slots, held, share, load)
         if not changed and counts:
             done += per_change
             changed = _best_change(weight, slots, held, replicas, share, load)
@@ -221,8 +227,8 @@ def _descend(
 
 @njit(cache=True)
 def _best_swap(slots: Ints, held: Bools, share: Floats, load: Floats) -> bool:
-    """Swap an expert of the fullest device with one of another so that the fuller of the two gets as empty as can be."""
-    full = np.argmax(load)
+    """Swap an expert of the fullest device with one of another, such that the fuller of the two ends lowest."""
+    full = int(np.argmax(load))
     best = load[full] * (1 - _SAME)
     partner = best_out = best_in = _NONE
     for device in range(slots.shape[0]):
@@ -254,13 +260,13 @@ def _swap(slots: Ints, held: Bools, device: int, slot: int, other: int, other_sl
 
 @njit(cache=True)
 def _best_change(weight: Floats, slots: Ints, held: Bools, replicas: Ints, share: Floats, load: Floats) -> bool:
-    """Give one slot of a replicated expert to another expert, such that all devices it touches end below the fullest."""
-    full = np.argmax(load)
+    """Give a slot of a replicated expert to another expert, such that all devices it touches end below the fullest."""
+    full = int(np.argmax(load))
     best = load[full] * (1 - _SAME)
     at = at_slot = taker = _NONE
     everyone = np.arange(weight.shape[0])
     for device in range(slots.shape[0]):
-        # The fullest device gets emptier if it loses a replica for a lighter one, or if an expert it holds gets one more.
+        # The fullest device must lose a replica for a lighter one, or share an expert with one more device.
         candidates = everyone if device == full else slots[full]
         for slot in range(slots.shape[1]):
             giver = slots[device, slot]
@@ -283,7 +289,7 @@ def _best_change(weight: Floats, slots: Ints, held: Bools, replicas: Ints, share
 
 
 @njit(cache=True)
-def _fullest_after(
+def _fullest_after(  # noqa: PLR0913, PLR0917  # the arrays of a placement
     at: int,
     giver: int,
     taker: int,
@@ -338,7 +344,7 @@ def _disturb_counts(
     """Move a few replicas from experts that hardly need them to others that may, and pack anew."""
     for _ in range(1 + int(rng.random() * _MOVES_MOST)):
         giver, taker = _draw_pair(weight, replicas, share, slots.shape[0], rng)
-        if giver != _NONE and taker != _NONE and giver != taker:
+        if min(giver, taker) > _NONE and giver != taker:
             replicas[giver] -= 1
             replicas[taker] += 1
             share[giver] = weight[giver] / replicas[giver]
@@ -350,7 +356,7 @@ def _disturb_counts(
 def _draw_pair(
     weight: Floats, replicas: Ints, share: Floats, devices: int, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """An expert with a replica to spare and one that lacks one, each the best of a few draws, `_NONE` where none was."""
+    """An expert with a replica to spare and one that lacks one, each the best of a few draws, or `_NONE`."""
     experts = weight.shape[0]
     giver = taker = _NONE
     for _ in range(_DRAWS_FROM):

@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moesim.configs.loader import shipped
@@ -9,6 +10,7 @@ from moesim.hw_models.logic_pim import LogicPim
 from moesim.hw_models.parameters import scaled
 from moesim.hw_models.processor import Processor
 from tests.conformance.processor_suite import ProcessorSuite
+from tests.conformance.tables import mixed_table
 
 GPUS = [name for name in shipped("devices") if isinstance(load_device(name).processor, GPU)]
 
@@ -18,11 +20,14 @@ def gpu(processor: Processor) -> GPU:
     return processor
 
 
+MEASURED = [name for name in GPUS if gpu(load_device(name).processor).config.fits]
+
+
 class TestGpu(ProcessorSuite):
     bandwidth_parameters = ("dram_bandwidth", "l2_bandwidth")
     rate_parameters = ("formats.bf16.peak", "formats.tf32.peak", "formats.int8.peak")
 
-    @pytest.fixture(params=GPUS)
+    @pytest.fixture(params=MEASURED)
     def processor(self, request: pytest.FixtureRequest) -> Processor:
         return load_device(request.param).processor
 
@@ -36,6 +41,10 @@ class TestGpu(ProcessorSuite):
     def peak_flops_per_s(self, processor: Processor) -> float:
         return gpu(processor).config.formats["bf16"].peak.value
 
+    def peak_mxfp4_flops_per_s(self, processor: Processor) -> float:
+        formats = gpu(processor).config.formats
+        return formats.get("fp4", formats["bf16"]).peak.value
+
     def peak_bytes_per_s(self, processor: Processor) -> float:
         return gpu(processor).config.dram_bandwidth.value
 
@@ -46,6 +55,23 @@ class TestGpu(ProcessorSuite):
             bf16.peak.value * bf16.sustained.value,
             config.dram_bandwidth.value * config.dram_sustained.value,
         )
+
+
+class TestUnmeasuredGpu(TestGpu):
+    """GPUs whose parameters are those of a measured relative."""
+
+    is_calibrated = False
+
+    @pytest.fixture(params=[name for name in GPUS if name not in MEASURED])
+    def processor(self, request: pytest.FixtureRequest) -> Processor:
+        return load_device(request.param).processor
+
+    def any_processor(self) -> Processor:
+        return load_device("mi300x").processor
+
+    def test_every_price_is_extrapolated(self, processor: Processor) -> None:
+        table = mixed_table()
+        assert np.array_equal(processor.price(table).extrapolated, table.m > 0)
 
 
 def logic_pim(processor: Processor) -> LogicPim:

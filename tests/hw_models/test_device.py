@@ -5,9 +5,17 @@ import pytest
 from moesim.configs.loader import find, shipped
 from moesim.errors import ConfigError
 from moesim.hw_models.device import describe, load_device
+from moesim.hw_models.gpu import GPU, GpuConfig
 
 DEVICES = shipped("devices")
+GPUS = [name for name in DEVICES if isinstance(load_device(name).processor, GPU) and name != "duplex"]
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "devices"
+
+
+def gpu_config(name: str) -> GpuConfig:
+    processor = load_device(name).processor
+    assert isinstance(processor, GPU)
+    return processor.config
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -32,11 +40,42 @@ def test_description_carries_units_and_errors() -> None:
     assert "% on 22940 rows of " in rows["gpu.kernel_latency"].error
 
 
-@pytest.mark.parametrize(("name", "gibibytes"), [("a100-sxm", 80), ("h100-sxm", 80), ("h200-sxm", 141)])
+@pytest.mark.parametrize(
+    ("name", "gibibytes"), [("a100-sxm", 80), ("h100-sxm", 80), ("h200-sxm", 141), ("b200-sxm", 180), ("mi300x", 192)]
+)
 def test_memory_and_power(name: str, gibibytes: int) -> None:
     device = load_device(name)
     assert device.memory_bytes == gibibytes * 2**30
     assert 0 < device.idle_w < device.config.design_power.value
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_parts_of_the_power_add_up_to_the_design_power(name: str) -> None:
+    device = load_device(name)
+    config = gpu_config(name)
+    fixed_w = device.idle_w + config.active_power.value + config.dram_bandwidth.value * config.dram_energy.value
+    for held in config.formats.values():
+        # AMD states the rate at which the MI300X meets its power limit; NVIDIA does not.
+        reached = held.sustained.value if name == "mi300x" else 1.0
+        compute_w = held.peak.value * reached * held.energy.value
+        assert fixed_w + compute_w == pytest.approx(device.config.design_power.value, rel=0.01)
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_narrower_formats_are_not_slower(name: str) -> None:
+    formats = gpu_config(name).formats
+    peaks = [formats[key].peak.value for key in ("tf32", "bf16", "fp8", "fp4") if key in formats]
+    assert peaks == sorted(peaks)
+    assert ("fp8" in formats) == (name not in {"a100-sxm", "rtx-a6000"})
+    assert ("fp4" in formats) == (name in {"b200-sxm", "rtx-pro-6000"})
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_without_measurements_nothing_counts_as_fitted(name: str) -> None:
+    rows = describe(load_device(name))
+    assert any(row.error for row in rows) == bool(gpu_config(name).fits)
+    if not gpu_config(name).fits:
+        assert sum(row.source.startswith("assumption: ") for row in rows) > 15
 
 
 def test_a_device_can_be_a_file_or_a_mapping(tmp_path: Path) -> None:

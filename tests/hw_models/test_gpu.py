@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moesim.configs.loader import shipped
 from moesim.hw_models import gpu_kernel
 from moesim.hw_models.device import DeviceConfig, load_device
 from moesim.hw_models.gpu import COMPUTE_FORMATS, GPU, GpuConfig
@@ -138,7 +139,7 @@ def test_long_prefill_nears_its_sustained_rate(h200: GPU) -> None:
 
 
 def test_power_at_full_load_stays_within_the_design_power() -> None:
-    for name in ("a100-sxm", "h100-sxm", "h200-sxm"):
+    for name in shipped("devices"):
         device = load_device(name)
         tables = [gemm_table(16_384, 16_384, 16_384, dtype) for dtype in ("bf16", "fp8")] + [copy_table(1e11)]
         for table in tables:
@@ -172,8 +173,24 @@ def test_scaled_parameters_change_prices_and_say_so(h200: GPU) -> None:
         scaled(h200.config, {"dram": 2.0})
 
 
+def test_weights_without_expert_kernels_are_turned_into_bf16() -> None:
+    device = load_device("rtx-pro-6000")
+    assert isinstance(device.processor, GPU)
+    config = device.processor.config
+    grouped = config.grouped_gemm
+    native = GPU(config.model_copy(update={"grouped_gemm": grouped.model_copy(update={"weight_only": ()})}))
+    experts, product = experts_table([[4096] * 8], 8192, 4096, "mxfp4"), gemm_table(4096, 8192, 8192, "mxfp4")
+    assert native.price(product).time_s == device.processor.price(product).time_s
+    converted_s = device.processor.price(experts).time_s[0]
+    assert experts.flops[0] / converted_s < config.formats["bf16"].peak.value * grouped.dequantise_sustained.value
+    assert native.price(experts).time_s[0] < 0.5 * converted_s
+
+
 def test_bf16_is_required() -> None:
     config = load_device("h100-sxm").config.model_dump()
+    config["processors"]["gpu"]["grouped_gemm"]["weight_only"] = ["bf16"]
+    with pytest.raises(ValueError, match="weight_only must not hold bf16"):
+        DeviceConfig.model_validate(config)
     del config["processors"]["gpu"]["formats"]["bf16"]
-    with pytest.raises(ValueError, match="bf16"):
+    with pytest.raises(ValueError, match="formats must hold bf16"):
         DeviceConfig.model_validate(config)

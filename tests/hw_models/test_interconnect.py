@@ -141,3 +141,26 @@ def test_only_what_was_measured_is_not_extrapolated(interconnect: Interconnect) 
     assert not interconnect.price(collective("all_reduce", [2, 8], 1e6)).extrapolated.any()
     assert interconnect.price(collective("all_reduce", [16, 16], 1e6, [1, 2])).extrapolated.all()
     assert interconnect.price(collective("all_reduce", 8, 1e12)).extrapolated.all()
+
+
+def test_in_a_mesh_a_pair_has_one_link_and_all_have_all() -> None:
+    mesh = load_system("mi300x-8").interconnect
+    link, payload = mesh.intra_node, 1e12
+    assert link.peer_bandwidth is not None
+    assert link.peer_bandwidth.value * 7 == pytest.approx(link.bandwidth.value)
+    time_s = mesh.price(collective("all_gather", [2, 4, 8], payload)).time_s
+    links = np.array([1, 3, 7])
+    per_link = link.peer_bandwidth.value * link.sustained.value
+    assert time_s == pytest.approx(links / (links + 1) * payload / (links * per_link), rel=1e-3)
+
+
+def test_a_switch_gives_a_pair_the_whole_bandwidth(interconnect: Interconnect) -> None:
+    inner, _ = bandwidths(interconnect)
+    cost = interconnect.price(collective("all_gather", 2, 1e12))
+    assert cost.time_s[0] == pytest.approx(0.5e12 / inner, rel=1e-3)
+
+
+def test_without_measurements_every_price_is_extrapolated() -> None:
+    table = collective("all_reduce", [2, 8], 1e6)
+    assert load_system("b200-sxm-8").interconnect.price(table).extrapolated.all()
+    assert not load_system("rtx-pro-6000-8").interconnect.price(table).extrapolated.any()

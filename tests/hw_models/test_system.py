@@ -11,7 +11,7 @@ SYSTEMS = shipped("systems")
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-@pytest.mark.parametrize(("count", "per_node", "nodes"), [(1, 1, 1), (3, 3, 1), (8, 8, 1), (16, 8, 2)])
+@pytest.mark.parametrize(("count", "per_node", "nodes"), [(1, 1, 1), (3, 3, 1), (8, 8, 1), (16, 8, 2), (64, 8, 8)])
 def test_shipped_systems_come_in_counts(name: str, count: int, per_node: int, nodes: int) -> None:
     system = load_system(f"{name}-{count}")
     assert system.name == f"{name}-{count}"

@@ -18,23 +18,29 @@ def test_loads_and_traffic_equal_a_count_token_by_token(seed, shape):
     source = rng.integers(0, devices, tokens).astype(np.int32)
     load = np.zeros((layers, slots), dtype=np.int64)
     traffic = np.zeros((layers, devices, ep), dtype=np.int64)
-    count_tokens(chosen, source, *placement.replicas(experts), placement.slots_per_rank, load, traffic)
+    node = np.arange(ep) // 2
+    node_traffic = np.zeros((layers, devices, node[-1] + 1), dtype=np.int64)
+    rank_nodes = np.stack([node, node], axis=1).astype(np.int32)
+    replicas = placement.replicas(experts)
+    count_tokens(chosen, source, *replicas, placement.slots_per_rank, rank_nodes, load, traffic, node_traffic)
 
-    turn = np.zeros((layers, experts), dtype=int)
     for layer in range(layers):
         expected_load, expected_traffic = np.zeros(slots), np.zeros((devices, ep))
+        expected_nodes = np.zeros((devices, node[-1] + 1))
         for token in range(tokens):
             reached = set()
-            for expert in chosen[token, layer]:
+            for choice, expert in enumerate(chosen[token, layer]):
                 homes = np.flatnonzero(placement.slots[layer] == expert)
-                slot = homes[turn[layer, expert] % len(homes)]
-                turn[layer, expert] += 1
+                slot = homes[(token * k + choice) % len(homes)]
                 expected_load[slot] += 1
                 reached.add(slot // placement.slots_per_rank)
             for rank in reached:
                 expected_traffic[source[token], rank] += 1
+            for reached_node in {node[rank] for rank in reached}:
+                expected_nodes[source[token], reached_node] += 1
         assert load[layer].tolist() == expected_load.tolist()
         assert traffic[layer].tolist() == expected_traffic.tolist()
+        assert node_traffic[layer].tolist() == expected_nodes.tolist()
 
 
 def test_phases_are_counted_apart():

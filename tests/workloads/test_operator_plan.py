@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from moesim.configs.loader import shipped
+from moesim.errors import ConfigError
 from moesim.simulator.memory import weight_bytes
+from moesim.simulator.parallelism import Parallelism, check_parallelism
 from moesim.workloads.models import load_model
 from moesim.workloads.operator_plan import OperatorPlan
 from moesim.workloads.steps import Step
@@ -27,6 +29,11 @@ def even_tokens(model, plan, tokens):
     return np.tile(loads, (len(model.moe_layers), 1))
 
 
+def places(table):
+    """Operator name and first layer of each row."""
+    return list(zip(np.array(table.operators)[table.operator], table.layer.tolist(), strict=True))
+
+
 def total_flops(table, *, replicated):
     rows = table.replicated == replicated
     return float((table.flops * table.repeats * table.shards)[rows].sum())
@@ -48,12 +55,16 @@ def test_resident_bytes_add_up_to_the_model(name):
 def test_flops_do_not_depend_on_parallelism_except_where_listed(name, tp, dp, ep):
     model = load_model(name)
     ep = ep if model.moe_layers else 1
+    try:
+        check_parallelism(model, Parallelism(tp=tp, dp=dp, ep=ep), name)
+    except ConfigError as error:
+        pytest.skip(str(error))
     alone, cut = OperatorPlan(model), OperatorPlan(model, tp=tp, dp=dp, ep=ep)
     tokens = even_tokens(model, alone, sum(new for new, _ in MIXED) * dp)
     one = alone.lower(make_step(MIXED * dp), tokens)
     many = cut.lower(make_step(MIXED, dp), tokens)
-    replicated = set(np.array(many.operators)[many.operator[many.replicated]])
-    rows = np.isin(np.array(one.operators)[one.operator], list(replicated))
+    replicated = {place for place, flag in zip(places(many), many.replicated, strict=True) if flag}
+    rows = np.array([place in replicated for place in places(one)])
     expected = float((one.flops * one.repeats)[~rows].sum())
     assert total_flops(many, replicated=False) == pytest.approx(expected, rel=1e-12)
 
@@ -119,3 +130,89 @@ def test_chunked_prefill_costs_the_pairs_of_its_context():
     table = OperatorPlan(model).lower(make_step([(10, 90)]))
     row = list(table.operators).index("attention")
     assert table.flops[row] == 4 * 4096 * (10 * 90 + 55)
+
+
+def rows_of(table, name):
+    return np.flatnonzero(np.array(table.operators)[table.operator] == name)
+
+
+def test_delta_rule_decodes_with_seven_flops_per_element_of_state_whatever_the_context():
+    """Three products with the state and its decay; the state is read and written once (fp32), context or not."""
+    plan = OperatorPlan(load_model("qwen3.5-35b-a3b"))
+    state, row = 32 * 128 * 128, {}
+    for context in (10, 100_000):
+        table = plan.lower(make_step([(1, context)]), None)
+        (index,) = rows_of(table, "delta_rule")
+        row[context] = [table.flops[index], table.read_bytes[index], table.write_bytes[index]]
+        assert table.repeats[index] == 30
+        assert table.decode_flops[index] == table.flops[index]
+        assert table.decode_read_bytes[index] == table.read_bytes[index]
+    inputs = (2 * 16 * 128 + 32 * 128 + 2 * 32) * 2
+    assert row[10] == row[100_000] == [7 * state, 4 * state + inputs, 4 * state + 32 * 128 * 2]
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 1000])
+def test_delta_rule_prefills_in_chunks(tokens):
+    """Counted product by product, chunk by chunk; see `attention_operators._delta_rule`."""
+    d, heads, flops = 128, 32, 0.0
+    for start in range(0, tokens, 64):
+        size = min(64, tokens - start)
+        pairs = size * (size + 1) / 2
+        of_keys, of_values = 3 * 2 * pairs * d, 2 * 2 * pairs * d
+        flops += heads * (3 * 2 * size * d * d + of_keys + of_values + 64**3 / 3 + d * d)
+    table = OperatorPlan(load_model("qwen3.5-35b-a3b")).lower(make_step([(tokens, 0)]), None)
+    (index,) = rows_of(table, "delta_rule")
+    assert table.flops[index] == pytest.approx(flops, rel=1e-12)
+    assert table.decode_flops[index] == 0
+
+
+def test_cost_of_a_recurrence_grows_with_the_tokens_and_not_with_their_square():
+    plan = OperatorPlan(load_model("qwen3.5-35b-a3b"))
+    short, long = (plan.lower(make_step([(tokens, 0)]), None) for tokens in (6400, 64_000))
+    (row,) = rows_of(short, "delta_rule")
+    assert long.flops[row] == pytest.approx(10 * short.flops[row], rel=1e-12)
+    (row,) = rows_of(short, "attention")
+    assert long.flops[row] > 99 * short.flops[row]
+
+
+def test_selective_scan_counts_its_recurrence():
+    """Per channel and token 6 n + 3 FLOPs; the state moves once per decoded token and once per prefilled sequence."""
+    plan = OperatorPlan(load_model("jamba-mini"))
+    channels, n = 8192, 16
+    decode, prefill = (plan.lower(make_step(step), None) for step in ([(1, 500)], [(100, 0), (28, 50)]))
+    (row,) = rows_of(decode, "selective_scan")
+    assert decode.repeats[row] == 28
+    assert decode.flops[row] == channels * (6 * n + 3)
+    assert prefill.flops[row] == 128 * channels * (6 * n + 3)
+    state, inputs = channels * n * 2, (3 * channels + 2 * n) * 2
+    assert decode.read_bytes[row] == inputs + state
+    assert prefill.read_bytes[row] == 128 * inputs + 2 * state
+    assert prefill.write_bytes[row] == 128 * channels * 2 + 2 * state
+
+
+def test_sparse_attention_scores_all_keys_and_attends_to_the_selected_ones():
+    plan = OperatorPlan(load_model("deepseek-v3.2"))
+    dense = OperatorPlan(load_model("deepseek-r1"))
+    for context in (999, 99_999):
+        table = plan.lower(make_step([(1, context)]), None)
+        (scores,), (attention,) = rows_of(table, "index_scores"), rows_of(table, "attention")
+        assert table.flops[scores] == 2 * 64 * 128 * (context + 1)
+        seen = min(context + 1, 2048)
+        assert table.flops[attention] == 2 * seen * 128 * (512 + 64 + 512)
+        full = dense.lower(make_step([(1, context)]), None)
+        (row,) = rows_of(full, "attention")
+        assert (table.flops[attention] == full.flops[row]) == (context + 1 <= 2048)
+
+
+def test_chunked_attention_sees_the_chunk_of_the_token():
+    plan = OperatorPlan(load_model("llama-4-scout"))
+    table = plan.lower(make_step([(1, 8192 * 3 + 99)]), None)
+    seen = {int(table.repeats[row]): table.flops[row] / (4 * 40 * 128) for row in rows_of(table, "attention")}
+    assert seen == {36: 100, 12: 8192 * 3 + 100}
+
+
+def test_gated_attention_projects_the_gate_and_one_projection_can_serve_keys_and_values():
+    table = OperatorPlan(load_model("qwen3.5-35b-a3b")).lower(make_step([(1, 5)]), None)
+    assert table.n[rows_of(table, "qkv")].tolist() == [(2 * 16 + 2 * 2) * 256]
+    table = OperatorPlan(load_model("gemma-4-26b-a4b")).lower(make_step([(1, 5)]), None)
+    assert table.n[rows_of(table, "qkv")].tolist() == [(16 + 2 * 8) * 256, (16 + 2) * 512]

@@ -31,6 +31,12 @@ hardware_app = typer.Typer(
     help="Shipped devices and systems, with the source of every number.",
     epilog=_examples("moesim hardware list", "moesim hardware show h100-sxm"),
 )
+search_app = typer.Typer(
+    no_args_is_help=True,
+    help="Which choice is best, and how far from the best it can be at most.",
+    epilog=_examples("moesim search placement --trace gpt-oss-20b --devices 8 --slots 40"),
+)
+app.add_typer(search_app, name="search")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
@@ -232,6 +238,56 @@ def sweep(
     from moesim.cli.sweep import sweep_command
 
     sweep_command(scenario, assignments, output=output, runs=runs, workers=workers, as_json=as_json)
+
+
+@search_app.command(
+    "placement",
+    epilog=_examples(
+        "moesim search placement --trace gpt-oss-20b --devices 8 --out balanced.json",
+        "moesim search placement --trace trace.parquet --devices 8 --slots 40 --json",
+        "moesim search placement --loads loads.csv --devices 4 --method milp --gap 0",
+        "moesim simulate --model gpt-oss-20b --system h100-sxm-8 --dp 8 --ep 8 --placement balanced.json",
+    ),
+)
+def search_placement(
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Routing trace (.parquet, .npz) or profile, or a shipped profile."),
+    ] = None,
+    loads: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Table of loads, a row per layer and a column per expert: .csv, .json, .npz."
+        ),
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Devices that share every layer.")] = ...,  # type: ignore[assignment]
+    slots: Annotated[
+        int | None, typer.Option(help="Slots per layer on all devices together; by default one per expert.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="auto, milp (exact), lpt (heuristic), eplb or contiguous.")] = "auto",
+    time_limit: Annotated[float, typer.Option(help="Seconds for the exact solver, which is killed then.")] = 10.0,
+    gap: Annotated[float, typer.Option(help="Fraction above the optimum that is near enough in a layer.")] = 1e-4,
+    seed: Annotated[int, typer.Option(help="Seed of the heuristic's random draws.")] = 0,
+    model: Annotated[
+        str | None, typer.Option(help="Model of the placement, where the file does not name it: shipped, or a file.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the placement there, for --placement.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Place experts, with replicas, such that the fullest device has as little to do as possible."""
+    from moesim.cli.search import placement_command
+
+    settings = {
+        "devices": devices,
+        "slots": slots,
+        "method": method,
+        "time_limit_s": time_limit,
+        "gap": gap,
+        "seed": seed,
+    }
+    placement_command(trace, loads, model, settings, output=output, as_json=as_json)
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))

@@ -13,8 +13,7 @@ from moesim.errors import ConfigError
 from moesim.hw_models.device import Device, describe, load_device
 from moesim.hw_models.parameters import ParameterRow, parameters
 from moesim.hw_models.system import System, describe_links, load_system
-from moesim.workloads.models import LatentAttention, Model, load_model
-from moesim.workloads.operator_table import DTYPES
+from moesim.workloads.models import Model, load_model
 
 _FILES = (".yaml", ".yml", ".json")
 
@@ -54,7 +53,6 @@ def show_model(reference: str, *, as_json: bool) -> None:
 
 def _model_facts(model: Model) -> dict[str, Any]:
     block = model.moe_layers[0][1] if model.moe_layers else None
-    element = DTYPES[model.dtypes.kv_cache].bytes
     return {
         "name": model.name,
         "parameters": model.parameters,
@@ -67,13 +65,14 @@ def _model_facts(model: Model) -> dict[str, Any]:
         "experts": block.experts if block else 0,
         "top_k": block.top_k if block else 0,
         "attention": _attention(model),
-        "kv_bytes_per_token": int(sum(layer.attention.kv_elements(1) for layer in model.layers) * element),
+        "kv_bytes_per_token": int(sum(layer.attention.cached_bytes(1, model.dtypes) for layer in model.layers)),
+        "state_bytes_per_sequence": int(sum(layer.attention.state_bytes(1, model.dtypes) for layer in model.layers)),
         "source": model.source,
     }
 
 
 def _attention(model: Model) -> str:
-    kinds = {"MLA" if isinstance(layer.attention, LatentAttention) else "GQA" for layer in model.layers}
+    kinds = {layer.attention.title for layer in model.layers}
     windows = sorted({layer.attention.window for layer in model.layers if layer.attention.window})
     return "+".join(sorted(kinds)) + "".join(f", window {window}" for window in windows)
 
