@@ -61,6 +61,11 @@ class Device:
         return self.config.memory_capacity.value
 
     @property
+    def active_w(self) -> float:
+        """Power of the main processor while it runs or polls, on top of idle power and of what the work itself takes."""
+        return self.processor.active_w
+
+    @property
     def idle_w(self) -> float:
         """Power drawn with nothing running."""
         return self.config.idle_power.value

@@ -152,6 +152,11 @@ class GPU:
         )
         self._valid = _valid_ranges(config.fits)
 
+    @property
+    def active_w(self) -> float:
+        """Power while anything runs (see `Processor.active_w`)."""
+        return self.config.active_power.value
+
     def price(self, operators: OperatorTable) -> Cost:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
         columns = self._columns(*self._columns_of(operators))

@@ -43,6 +43,11 @@ class LogicPim:
         self.config = config
         self.name = name
 
+    @property
+    def active_w(self) -> float:
+        """None beyond the energy of its work: the paper gives none."""
+        return 0.0
+
     def price(self, operators: OperatorTable) -> Cost:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
         config = self.config

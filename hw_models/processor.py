@@ -46,6 +46,11 @@ class Processor(Protocol):
         """Name within the device."""
         ...
 
+    @property
+    def active_w(self) -> float:
+        """Power while anything runs, beyond idle power and energy per FLOP and byte; prices include it."""
+        ...
+
     def price(self, operators: OperatorTable) -> Cost:
         """Price of one execution of each row by one shard; `repeats` and `shards` are the caller's to apply.
 

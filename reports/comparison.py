@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from moesim.reports.latency import Run
+from moesim.errors import DataError
+from moesim.reports.latency import Run, load_run
+from moesim.simulator.result import Result
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,20 @@ class OperatorRow:
     operator: str
     seconds: tuple[float, ...]
     differences: tuple[float, ...]  # to the base run
+
+
+def load_comparable(folder: Path) -> Result:
+    """A saved result that has what comparisons need.
+
+    Raises:
+        DataError: no simulation saved the folder, or its files lack something.
+    """
+    result = load_run(folder)
+    needed = {"output_tokens", "requests", "extrapolated_time_fraction", *(metric.key for metric in METRICS)}
+    missing = sorted(needed - result.summary.keys())
+    if missing:
+        raise DataError(f"{folder}: summary.json", "must have the key", missing[0])
+    return result
 
 
 def metric_rows(runs: Sequence[ComparedRun]) -> list[MetricRow]:

@@ -58,10 +58,15 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     twice = next((folder for folder, path in zip(folders, resolved, strict=True) if resolved.count(path) > 1), None)
     if twice is not None:
         raise InputError("RUN", "every run must be given once", str(twice))
-    return [Run(label, _load(folder)) for label, folder in zip(distinct_labels(folders), folders, strict=True)]
+    return [Run(label, load_run(folder)) for label, folder in zip(distinct_labels(folders), folders, strict=True)]
 
 
-def _load(folder: Path) -> Result:
+def load_run(folder: Path) -> Result:
+    """A saved result that has what figures need.
+
+    Raises:
+        DataError: no simulation saved the folder, or its files lack something.
+    """
     result = load_result(folder)
     for table, columns in _NEEDED.items():
         missing = sorted(columns - result.tables[table].keys())
@@ -95,7 +100,7 @@ def _seconds_per_step(result: Result) -> Floats:
 def step_time_by_operator(result: Result) -> dict[str, float]:
     """Mean seconds that a device (or the host) works on each operator in a step; transfers count as operators.
 
-    Of a device with several processors, the seconds of all of them together.
+    Of an operator that two processors share, the longer part.
     """
     names, inverse = np.unique(np.asarray(result.tables["operators"]["operator"]).astype(str), return_inverse=True)
     sums = np.bincount(inverse.ravel(), _seconds_per_step(result), len(names))

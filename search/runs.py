@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable
-from importlib.metadata import version
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+import moesim
 from moesim.simulator.result import Result, is_result, load_result
 from moesim.simulator.scenario import Setup
-from moesim.simulator.simulate import run
+from moesim.simulator.simulate import run, settings_of
+from moesim.workloads.routing_draw import TraceRouter
 
 Progress = Callable[[int], None]
 
@@ -29,10 +32,21 @@ class RunStore:
             return run(setup, on_progress=on_progress)
         target = self.folder / setup_key(setup)
         if is_result(target):
-            return load_result(target)
+            return replace(load_result(target), settings=settings_of(setup))
         result = run(setup, on_progress=on_progress)
         result.save(target)
         return result
+
+
+@cache
+def _code_hash() -> str:
+    """Hash of the source that results come from: a run of other code is another run."""
+    digest = hashlib.sha256()
+    for layer in ("workloads", "hw_models", "simulator"):
+        folder = (Path(moesim.__file__).parent / layer).resolve()  # a link in a checkout, a folder when installed
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def setup_key(setup: Setup) -> str:
@@ -44,13 +58,16 @@ def setup_key(setup: Setup) -> str:
     scenario = setup.scenario.model_dump(mode="json", exclude={"model", "system", "requests", "routing", "engine"})
     configurations = (setup.model, setup.system.config, setup.system.device.config, setup.parallelism)
     texts = [json.dumps(scenario, sort_keys=True), *(config.model_dump_json() for config in configurations)]
-    texts += [version("moesim"), setup.routing_source, str(setup.requests.concurrency), type(setup.router).__name__]
+    texts += [_code_hash(), setup.routing_source, str(setup.requests.concurrency), type(setup.router).__name__]
     digest.update("\n".join(texts).encode())
     columns = (setup.requests.arrival_s, setup.requests.prompt_tokens, setup.requests.output_tokens)
     arrays: list[NDArray[Any]] = [*columns, *([setup.placement.slots] if setup.placement else [])]
     if setup.router:
         profile = setup.router.profile
         arrays += [profile.popularity, *([] if profile.transitions is None else [profile.transitions])]
+    if isinstance(setup.router, TraceRouter):
+        trace = setup.router.trace
+        arrays += [trace.request, trace.position, trace.expert]
     for array in arrays:
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]

@@ -55,7 +55,7 @@ def run(setup: Setup, *, timeline: bool = False, on_progress: Progress | None = 
     record = serve(setup, simulator, on_progress=on_progress, on_step=recorder.note_step if recorder else None)
     tables = _tables(setup, simulator, record)
     trace = recorder.trace(record) if recorder else None
-    return Result(_settings(setup), _summary(setup, simulator, record, tables), tables, trace)
+    return Result(settings_of(setup), _summary(setup, simulator, record, tables), tables, trace)
 
 
 def _recorder(simulator: StepSimulator) -> "TimelineRecorder":
@@ -99,7 +99,7 @@ def serve(
     return loop.run()
 
 
-def _settings(setup: Setup) -> dict[str, Any]:
+def settings_of(setup: Setup) -> dict[str, Any]:
     """Everything the run depended on, as plain data."""
     settings: dict[str, Any] = setup.scenario.model_dump(mode="json")
     settings["parallelism"] = setup.parallelism.model_dump(mode="json")
@@ -230,13 +230,18 @@ def _throughput(setup: Setup, record: ServingRecord) -> dict[str, Any]:
 
 
 def _energy(setup: Setup, simulator: StepSimulator, record: ServingRecord) -> dict[str, Any]:
-    """Dynamic energy of operators and links, and what idle devices draw from first arrival to last token."""
-    dynamic = float(simulator.totals.energy_j @ simulator.tasks_per_row)
+    """Energy of operators and links, of devices that communicate or wait, and what all draw even when idle.
+
+    Idle power counts from first arrival to last token.
+    """
+    totals = simulator.totals
+    dynamic = float(totals.energy_j @ simulator.tasks_per_row) + totals.waiting_j
     idle = setup.system.idle_w * setup.system.device_count * _duration_s(record)
     tokens = int(setup.requests.output_tokens.sum())
     return {
         "energy_j": dynamic + idle,
         "idle_energy_j": idle,
+        "waiting_energy_j": totals.waiting_j,
         "energy_per_output_token_j": (dynamic + idle) / tokens,
         "mean_power_per_device_w": (dynamic + idle) / _duration_s(record) / setup.system.device_count,
     }
@@ -263,9 +268,10 @@ def _time_by_operator(setup: Setup, simulator: StepSimulator, tables: dict[str, 
     """Busy seconds per device of each operator, and the share priced outside a fitted range."""
     operators = tables["operators"]
     names, inverse = np.unique(operators["operator"].astype(str), return_inverse=True)
-    seconds = np.bincount(inverse, operators["time_s"]) / setup.parallelism.devices
+    sharing = np.where(operators["device"] >= 0, setup.parallelism.devices, 1)  # all devices wait for the one host
+    seconds = np.bincount(inverse, operators["time_s"] / sharing)
     order = np.argsort(-seconds)
     totals, tasks = simulator.totals, simulator.tasks_per_row
-    priced = float(totals.time_s @ tasks)
+    priced = float((totals.time_s @ tasks) - totals.time_s[simulator.host_row])
     share = float(totals.extrapolated_s @ tasks) / priced if priced else 0.0
     return {"extrapolated_time_fraction": share} | {f"time_{names[i]}_s": float(seconds[i]) for i in order}

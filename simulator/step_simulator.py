@@ -41,6 +41,7 @@ class Totals:
     bytes: NDArray[np.float64]
     extrapolated_s: NDArray[np.float64]  # part of `time_s` that was priced outside a fitted range
     expert_tokens: NDArray[np.int64]  # [phase, moe_layer, expert]
+    waiting_j: float = 0.0  # active power of devices while they communicate or wait for each other
     steps: int = 0
 
     @classmethod
@@ -57,6 +58,7 @@ class StepSimulator:
     Attributes:
         totals: sums over the steps played so far.
         names: what each row of the cost vector is, such as "qkv" or "dispatch".
+        host_row: position of the host's time in the cost vector.
         tasks_per_row: int64[row], tasks of the step graph that each row of the cost vector prices.
     """
 
@@ -79,6 +81,7 @@ class StepSimulator:
         self.step_graph = build_step_graph(self.plan, self.collectives, self.processors, async_host=self.async_host)
         self._run = get_engine(self.engine)
         self.names = self._row_names()
+        self.host_row = len(self.names) - 2
         self.tasks_per_row = np.bincount(self.step_graph.source, minlength=len(self.names))
         rows = len(self.names)
         experts = (len(self.plan.experts.layers), self.plan.experts.block.experts) if self.plan.experts else (0, 0)
@@ -106,7 +109,9 @@ class StepSimulator:
         energy_j = np.concatenate([*(price.energy_j for price in prices), (0.0, 0.0)])
         extrapolated = np.concatenate([*(price.extrapolated for price in prices), (False, False)])
         self._account(time_s, energy_j, extrapolated, table)
-        step_energy_j, imbalance = float(energy_j @ self.tasks_per_row), _imbalance(slot_tokens, self.plan)
+        waiting_j = self._waiting_j(time_s, timeline.makespan_s)
+        self.totals.waiting_j += waiting_j
+        step_energy_j, imbalance = float(energy_j @ self.tasks_per_row) + waiting_j, _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
 
     def _route(self, step: Step) -> tuple[NDArray[np.int64] | None, Traffic]:
@@ -157,6 +162,16 @@ class StepSimulator:
         elapsed[: count * rows] = 0.0
         elapsed[:rows] = time_s[: count * rows].reshape(count, rows).max(axis=0)
         return elapsed
+
+    def _waiting_j(self, time_s: NDArray[np.float64], makespan_s: float) -> float:
+        """Active energy of devices that compute nothing: collectives are kernels that poll, and so is waiting in them.
+
+        Prices of operators hold their own active energy. While a blocking host prepares the step, devices are idle.
+        """
+        rows, devices = self.plan.rows, self.plan.dp * self.plan.tp
+        computing_s = self._elapsed(time_s, rows)[:rows] @ self.tasks_per_row[:rows]
+        at_work_s = makespan_s - (0.0 if self.async_host else self.host_overhead_s)
+        return self.system.device.active_w * max(0.0, devices * at_work_s - float(computing_s))
 
 
 def _imbalance(slot_tokens: NDArray[np.int64] | None, plan: OperatorPlan) -> float:

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.search.placement.problem import Floats, Ints, Problem
-from moesim.search.solution import EQUAL
 
 _ROUNDING = 1e-12
 """Limits are refuted with this relative margin, so that rounding never refutes one that can be kept."""
 _FIRST_STEP = 1e-5
 """Where nothing refutes a limit this little above the mean load, the mean is taken."""
+_BISECTIONS = 40
+"""The interval begins no wider than the bound; 2^-40 of it is far below what counts as equal."""
 
 
 def lower_bounds(problem: Problem) -> Floats:
@@ -49,7 +50,7 @@ def lower_bound(weight: Floats, devices: int, slots_per_device: int) -> float:
         return mean
     while replica_range(weight, devices, slots_per_device, high) is None:
         low, high = high, 2 * high
-    while high - low > EQUAL / 2 * high:
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         if replica_range(weight, devices, slots_per_device, middle) is None:
             low = middle

@@ -213,7 +213,7 @@ def _descend(
         How many changes it looked at.
     """
     per_swap, per_change = slots.size * slots.shape[1], slots.size * slots.shape[0]
-    done = 0
+    done: int = 0
     while True:
         done += per_swap
         changed: bool = _best_swap(slots, held, share, load)
@@ -272,7 +272,8 @@ def _best_change(weight: Floats, slots: Ints, held: Bools, replicas: Ints, share
             giver = slots[device, slot]
             if replicas[giver] == 1:
                 continue
-            for expert in candidates:
+            for candidate in candidates:
+                expert = int(candidate)
                 if held[device, expert] or replicas[expert] == slots.shape[0]:
                     continue
                 fuller = _fullest_after(device, giver, expert, weight, held, replicas, share, load, best)
@@ -306,7 +307,7 @@ def _fullest_after(  # noqa: PLR0913, PLR0917  # the arrays of a placement
     """
     giver_share = weight[giver] / (replicas[giver] - 1)
     taker_share = weight[taker] / (replicas[taker] + 1)
-    fullest = load[at] - share[giver] + taker_share
+    fullest: float = load[at] - share[giver] + taker_share
     for device in range(held.shape[0]):
         if fullest >= limit:
             break

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from numpy.lib.npyio import NpzFile
+
 from moesim.errors import ConfigError, DataError
 from moesim.search.placement.problem import Floats
 from moesim.workloads.models import Model
@@ -24,6 +26,8 @@ Row = tuple[str, Sequence[object]]
 """Where a layer's loads stand, and what stands there."""
 
 _KEY = "loads"
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error)
+"""What reading a broken file raises."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +89,7 @@ def tabled_loads(path: str | Path, model: Model | None = None) -> ExpertLoads:
         raise DataError(str(path), "no such file")
     try:
         rows, name = readers[path.suffix](path)
-    except (OSError, EOFError, ValueError, KeyError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise DataError(str(path), f"cannot be read ({error})") from None
     return _of_model(ExpertLoads(_table(path, rows), name, str(path)), model)
 
@@ -116,7 +120,10 @@ def _json_rows(path: Path) -> tuple[list[Row], str | None]:
 
 
 def _npz_rows(path: Path) -> tuple[list[Row], str | None]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with path.open("rb") as file:  # left to numpy, a broken file would stay open
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise DataError(str(path), "must be an archive of arrays, not a single array")
         names = archive.files
         if _KEY not in names and len(names) != 1:
             raise DataError(str(path), f"must hold one array, or one called `{_KEY}`", names)
@@ -148,7 +155,7 @@ def _load(place: str, column: int, cell: object) -> float:
     rule = f"column {column + 1} must be a finite number >= 0"
     if isinstance(cell, bool) or not isinstance(cell, int | float | str) or not _is_number(cell):
         raise DataError(place, rule, cell if cell is not None else "null")
-    value = float(cell)
+    value = float(str(cell))  # a whole number beyond float64 becomes infinite
     if not math.isfinite(value) or value < 0:
         raise DataError(place, rule, value)
     return value

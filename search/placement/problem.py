@@ -84,6 +84,8 @@ def _check_loads(loads: Floats) -> None:
         if wrong.any():
             expert = int(np.flatnonzero(wrong)[0])
             raise DataError(f"loads[{layer}][{expert}]", "a load must be a finite number >= 0", float(row[expert]))
+        if not np.isfinite(row.sum()):
+            raise DataError(f"loads[{layer}]", "the sum of a layer's loads must be a finite number")
         if not row.any():
             raise DataError(f"loads[{layer}]", "a layer must have load, all its experts have 0")
 

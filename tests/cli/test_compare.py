@@ -46,7 +46,7 @@ def test_saved_runs_are_compared_and_kept_runs_are_not_repeated(moesim, folder):
         (["tiny.yaml", "-o", "none/page.md"], ["none/page.md", "folder"]),
         (["tiny.yml", "-o", "page.md"], ["tiny.yml", "no such file"]),
         (["quickstrt", "-o", "page.md"], ["did you mean `quickstart`?"]),
-        (["empty", "-o", "page.md"], ["empty: must be a scenario, or a folder that a simulation saved"]),
+        (["empty", "-o", "page.md"], ["empty: must be a folder that a simulation saved"]),
         (["tiny.yaml", "--set", "seed", "-o", "page.md"], ["--set seed: must read `key=value`"]),
         (["tiny.yaml", "--set", "seed=1,,2", "-o", "page.md"], ["--set seed=1,,2: must read `key=value`"]),
         (["tiny.yaml", "--set", "sed=1,2", "-o", "page.md"], ["--set sed: unknown key; did you mean `seed`?"]),
@@ -65,3 +65,17 @@ def test_wrong_input_is_one_error_and_writes_nothing(moesim, folder, contents, a
     for rule in rules:
         assert rule in done.err
     assert contents() == before
+
+
+def test_saved_runs_of_one_name_are_told_apart_and_incomplete_ones_refused(moesim, folder):
+    for name in ("a/run", "b/run"):
+        moesim("simulate", "tiny.yaml", "--out", name)
+    assert moesim("compare", "a/run", "b/run", "-o", "page.html").code == 0
+    assert "a/run" in (folder / "page.html").read_text()
+    summary = json.loads((folder / "b/run/summary.json").read_text())
+    del summary["mean_power_per_device_w"]
+    (folder / "b/run/summary.json").write_text(json.dumps(summary))
+    done = moesim("compare", "a/run", "b/run", "-o", "other.html")
+    assert (done.code, done.out) == (2, "")
+    assert "b/run: summary.json: must have the key, got 'mean_power_per_device_w'" in done.err
+    assert not (folder / "other.html").exists()

@@ -25,6 +25,19 @@ def test_sliding_layers_stop_growing_at_their_window():
     assert grown == 12 * per_layer * 10_000 + 12 * per_layer * (128 + 16)
 
 
+def test_recurrent_layers_keep_a_state_of_constant_size():
+    cache = KvCache.of(load_model("qwen3.5-35b-a3b"), 1, 16)
+    state = 30 * (32 * 128 * 128 * 4 + (2 * 16 * 128 + 32 * 128) * 3 * 2)
+    token = 10 * 2 * 2 * 256 * 2
+    assert cache.bytes(np.array([0, 1, 1600])).tolist() == [0, state + 16 * token, state + 1600 * token]
+
+
+def test_chunked_layers_stop_growing_at_their_chunk():
+    cache = KvCache.of(load_model("llama-4-scout"), 1, 16)
+    token = 2 * 8 * 128 * 2
+    assert cache.bytes(np.array([160_000]))[0] == 12 * token * 160_000 + 36 * token * (8192 + 16)
+
+
 def test_tensor_parallelism_shares_the_cache_until_heads_run_out():
     model = load_model("qwen3-30b-a3b")
     sizes = [float(KvCache.of(model, tp, 16).bytes(np.array([1000]))[0]) for tp in (1, 2, 4, 8)]

@@ -164,3 +164,10 @@ def test_progress_counts_up_to_all_requests(tiny):
     run(prepare(*load_scenario(tiny())), on_progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 40
+
+
+def test_times_by_operator_add_up_to_the_steps(tiny):
+    for scenario in (tiny(), tiny(4, parallelism={"tp": 4})):
+        result = simulate(scenario)
+        total = sum(value for key, value in result.summary.items() if key.startswith("time_"))
+        assert total == pytest.approx(result.tables["steps"]["duration_s"].sum(), rel=1e-9)

@@ -81,7 +81,20 @@ def test_totals_are_the_sums_of_the_steps(parallel):
     played = sum(outcome.graph.duration_s.sum() for outcome in outcomes)
     assert simulator.totals.time_s @ simulator.tasks_per_row == pytest.approx(played, rel=1e-9)
     energy = sum(outcome.energy_j for outcome in outcomes)
-    assert simulator.totals.energy_j @ simulator.tasks_per_row == pytest.approx(energy, rel=1e-9)
+    summed = simulator.totals.energy_j @ simulator.tasks_per_row + simulator.totals.waiting_j
+    assert summed == pytest.approx(energy, rel=1e-9)
+
+
+def test_one_device_never_waits_and_tensor_parallel_devices_wait_for_their_collectives(tiny):
+    alone, _ = outcomes_of(tiny())
+    assert alone.totals.waiting_j == pytest.approx(0.0, abs=1e-9)
+    together, _ = outcomes_of(tiny(4, parallelism={"tp": 4}))
+    network = sum(
+        time * tasks
+        for name, time, tasks in zip(together.names, together.totals.time_s, together.tasks_per_row, strict=True)
+        if name in {"all_reduce", "logits_gather"}
+    )
+    assert together.totals.waiting_j == pytest.approx(network * together.system.device.active_w, rel=1e-6)
 
 
 def test_a_device_with_two_processors_takes_the_longer_part_of_each_operator():

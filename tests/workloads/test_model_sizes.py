@@ -13,8 +13,9 @@ Sources, in the order of the rows:
 - qwen3-30b-a3b: index of Qwen/Qwen3-30B-A3B; its card (30.5 B, 3.3 B activated; the count is cut, not rounded).
 - gpt-oss: gpt-oss model card, table 1 (20.91 B, 3.61 B, 12.8 GiB; 116.83 B, 5.13 B, 60.8 GiB; "unembedding parameters
   are counted towards active, but not embeddings"); bytes from the safetensors indices.
-- deepseek-v3, deepseek-r1: README_WEIGHTS.md (671 B, 36.6 B activated "including 0.9B for the output Head"); exact count and bytes
-  are those of the published checkpoint (688.57 GB) less its multi-token-prediction module, see the test below.
+- deepseek-v3, deepseek-r1: README_WEIGHTS.md (671 B, 36.6 B activated "including 0.9B for the output Head"); exact
+  count and bytes are those of the published checkpoint (688.57 GB) less its multi-token-prediction module, see the test
+  below.
 - deepseek-v3.2: V3 and its indexers, see the test below; "37 B activated".
 - minimax-m2.5: index of MiniMaxAI/MiniMax-M2 less block scales, see the test below; its card (10 B activated).
 - llama-4: indices less the vision encoder, see the test below; cards (17 B activated).
@@ -166,10 +167,9 @@ def test_deepseek_v3_and_its_mtp_module_are_the_published_checkpoint() -> None:
     assert elements["fp8_block"] / 128**2 + ragged + biases == 41_555_600
 
 
-def _block_scales(matrix: Matrix, parts: tuple[int, ...] = ()) -> int:
-    """Scales of 128 x 128 blocks of a matrix whose outputs are stored in `parts`, each padded to whole blocks."""
-    rows = sum(-(-part // 128) for part in parts or (matrix.outputs,))
-    return matrix.copies * rows * -(-matrix.inputs // 128)
+def _block_scales(matrix: Matrix) -> int:
+    """Scales of 128 x 128 blocks."""
+    return matrix.copies * -(-matrix.outputs // 128) * -(-matrix.inputs // 128)
 
 
 def test_minimax_m2_and_its_scales_are_the_published_checkpoint() -> None:

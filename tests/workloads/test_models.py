@@ -20,6 +20,16 @@ MLA: dict[str, Any] = {
     "rope_dim": 8,
     "v_dim": 16,
 }
+DELTA: dict[str, Any] = {
+    "kind": "delta",
+    "key_heads": 2,
+    "value_heads": 4,
+    "key_dim": 16,
+    "value_dim": 24,
+    "conv": 4,
+}
+MAMBA: dict[str, Any] = {"kind": "mamba", "inner": 128, "state": 16, "step_rank": 8, "conv": 4}
+INDEXER: dict[str, Any] = {"heads": 4, "head_dim": 16, "top_k": 32}
 DENSE: dict[str, Any] = {"kind": "dense", "intermediate": 96}
 MOE: dict[str, Any] = {"kind": "moe", "experts": 6, "top_k": 2, "intermediate": 24}
 
@@ -91,6 +101,60 @@ def test_latent_attention_counts_by_hand() -> None:
     direct = load_model(small(MLA | {"q_lora_rank": None}, DENSE)).parameters
     query = 8 * (16 + 8)
     assert with_rank - direct == 2 * (64 * 24 + 24 * query + 24 - 64 * query)
+
+
+def test_a_gated_delta_net_counts_by_hand() -> None:
+    """As transformers' Qwen3.5: projections to q, k, v, z, b, a; depthwise convolution; A, dt bias; norm; output."""
+    keys, values = 2 * 16, 4 * 24
+    projections = 64 * (2 * keys + 2 * values) + 64 * 2 * 4 + values * 64
+    vectors = 4 * (2 * keys + values) + 2 * 4 + 24
+    model = load_model(small(DELTA, DENSE))
+    assert model.parameters == 2 * (projections + vectors + 3 * 64 * 96 + 2 * 64) + 2 * 100 * 64 + 64
+
+
+def test_a_mamba_layer_counts_by_hand() -> None:
+    """As transformers' Jamba: in_proj, conv1d, x_proj, dt_proj with bias, A, D, out_proj, and three norms."""
+    projections = 64 * 2 * 128 + 128 * (8 + 2 * 16) + 8 * 128 + 128 + 128 * 64
+    vectors = 128 * 4 + 128 + 128 * 16 + 128
+    for norms in (0, 1):
+        model = load_model(small(MAMBA | {"norms": bool(norms)}, DENSE))
+        block = projections + vectors + norms * (8 + 16 + 16) + 3 * 64 * 96 + 2 * 64
+        assert model.parameters == 2 * block + 2 * 100 * 64 + 64
+
+
+def test_states_do_not_grow_and_are_shared_out() -> None:
+    delta, mamba = (load_model(small(block, dtypes={"state": "fp32"})) for block in (DELTA, MAMBA))
+    attention = delta.layers[0].attention
+    expected = 4 * 16 * 24 * 4 + (2 * 2 * 16 + 4 * 24) * 3 * 2
+    assert [attention.state_bytes(tp, delta.dtypes) for tp in (1, 2)] == [expected, expected / 2]
+    assert attention.cached_bytes(1, delta.dtypes) == attention.kv_elements(1) == 0
+    assert mamba.layers[0].attention.state_bytes(1, mamba.dtypes) == 128 * 16 * 4 + 128 * 3 * 2
+    keys = load_model(small())
+    assert keys.layers[0].attention.state_bytes(1, keys.dtypes) == 0
+
+
+def test_an_indexer_adds_its_projections_and_a_key_per_token() -> None:
+    plain, sparse = (load_model(small(MLA | {"indexer": indexer}, DENSE)) for indexer in (None, INDEXER))
+    assert sparse.parameters - plain.parameters == 2 * (24 * 4 * 16 + 64 * 16 + 64 * 4 + 2 * 16)
+    cached = [model.layers[0].attention.cached_bytes(1, model.dtypes) for model in (plain, sparse)]
+    assert cached == [40 * 2, 40 * 2 + 16 + 4]
+
+
+def test_gates_norms_biases_and_positions_count_by_hand() -> None:
+    ffn, shared = DENSE | {"gated": False}, MOE | {"shared_intermediate": 48}
+    plain = load_model(small(GQA, ffn)).parameters
+    changes: list[tuple[dict[str, Any], int]] = [
+        (small(GQA | {"gate": True}, ffn), 2 * 64 * 8 * 16),
+        (small(GQA | {"shared_kv": True}, ffn), -2 * 64 * 2 * 16),
+        (small(GQA, ffn | {"bias": True}), 2 * (96 + 64)),
+        (small(GQA, ffn, norm="layer"), 5 * 64),
+        (small(GQA, ffn, head_bias=True), 100),
+        (small(GQA, ffn, positions=30), 30 * 64),
+        (small(GQA, ffn, layers=[{"repeat": 2, "pattern": [{"attention": GQA, "ffn": ffn, "norms": 4}]}]), 4 * 64),
+    ]
+    assert [load_model(changed).parameters - plain for changed, _ in changes] == [more for _, more in changes]
+    gated, ungated = (load_model(small(ffn=shared | {"shared_gate": gate})).parameters for gate in (True, False))
+    assert gated - ungated == 2 * 64
 
 
 def test_experts_without_gate_have_two_matrices_instead_of_three() -> None:
@@ -170,7 +234,19 @@ def test_kinds_of_blocks_are_told_apart() -> None:
         (small(ffn=MOE | {"top_k": 7}), "layers.0.pattern.0.ffn: `top_k <= experts` must hold"),
         (small(GQA | {"head_dim": 0}), "layers.0.pattern.0.attention.head_dim: must be > 0, got 0"),
         (small(GQA | {"headdim": 16}), "layers.0.pattern.0.attention.headdim: unknown key; did you mean `head_dim`"),
-        (small(GQA | {"kind": "linear"}), "layers.0.pattern.0.attention.kind: must be one of 'gqa', 'mla'"),
+        (
+            small(GQA | {"kind": "linear"}),
+            "layers.0.pattern.0.attention.kind: must be one of 'gqa', 'mla', 'delta', 'ma",
+        ),
+        (small(GQA | {"window": 8, "chunk": 8}), "layers.0.pattern.0.attention: `window` or `chunk`, not both"),
+        (small(DELTA | {"value_heads": 3}), "attention: `value_heads` must be a multiple of `key_heads`"),
+        (small(MLA | {"indexer": INDEXER, "q_lora_rank": None}), "attention: `indexer` needs `q_lora_rank`"),
+        (small(ffn=MOE | {"shared_gate": True}), "ffn: `shared_gate` needs shared experts"),
+        (small(head_bias=True, tied_embeddings=True), "`head_bias` needs an output head of its own"),
+        (
+            small(layers=[{"pattern": [{"attention": GQA, "ffn": MOE | {"experts": count}} for count in (4, 6)]}]),
+            "all MoE layers must have the same routed experts",
+        ),
         (small(ffn={"kind": "moe", "experts": 4, "top_k": 1}), "layers.0.pattern.0.ffn.intermediate: required"),
         (small(dtypes={"experts": "int3"}), "dtypes.experts: must be"),
         (small(layers=[]), "layers: must have at least 1 item"),

@@ -11,6 +11,9 @@ from moesim.workloads.steps import (
     RECOMPUTE,
     SAMPLES,
     TOKENS,
+    Chunk,
+    Scan,
+    Selected,
     Step,
     attention_pairs,
     step_features,
@@ -79,3 +82,29 @@ def test_windows_never_cost_more_than_full_attention():
 def test_one_decoded_token_reads_as_many_keys_as_it_forms_pairs(window):
     pairs, keys = attention_pairs(np.array([1]), np.array([10]), window)
     assert pairs.tolist() == keys.tolist()
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 70))
+def test_chunked_pairs_and_keys_equal_a_count_of_the_mask(new, context, size):
+    visible = [set(range(p - p % size, p + 1)) for p in range(context, context + new)]
+    pairs, keys = attention_pairs(np.array([new]), np.array([context]), Chunk(size))
+    assert pairs[0] == sum(len(keys) for keys in visible)
+    assert keys[0] == len(set().union(*visible))
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 70))
+def test_selected_keys_are_as_many_as_a_window_sees_but_stand_anywhere(new, context, most):
+    n, c = np.array([new]), np.array([context])
+    pairs, keys = attention_pairs(n, c, Selected(most))
+    windowed, nearest = attention_pairs(n, c, most)
+    assert pairs == windowed
+    assert nearest[0] <= keys[0] <= min(context + new, pairs[0])
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 70))
+def test_scans_pair_new_tokens_within_their_chunks_only(new, context, size):
+    sizes = [min(size, new - start) for start in range(0, new, size)]
+    pairs, chunks = attention_pairs(np.array([new]), np.array([context]), Scan(size))
+    assert pairs[0] == sum(length * (length + 1) // 2 for length in sizes)
+    assert chunks[0] == len(sizes)
+    assert attention_pairs(np.array([new, 1]), np.array([context, 0]), Scan(None))[1].tolist() == [1, 1]

@@ -6,23 +6,23 @@ from pathlib import Path
 
 from moesim.cli.output import print_json
 from moesim.cli.progress import progress_bar
-from moesim.errors import ConfigError, DataError
+from moesim.errors import ConfigError
 from moesim.reports.compare_page import TEMPLATES, comparison_figures, comparison_page
-from moesim.reports.comparison import ComparedRun, metric_rows, operator_rows
+from moesim.reports.comparison import ComparedRun, load_comparable, metric_rows, operator_rows
 from moesim.reports.latency import MOST_RUNS
-from moesim.reports.style import write_text
+from moesim.reports.style import check_place, distinct_labels, write_text
 from moesim.search.grid import expand, varied_keys
 from moesim.search.runs import RunStore
-from moesim.simulator.result import is_result, load_result
+from moesim.simulator.result import Result
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A run to come: a saved folder, or a scenario ready to run."""
+    """A saved run, or a scenario ready to run."""
 
     label: str
-    source: Path | Setup
+    source: Result | Setup
     base: int
 
 
@@ -46,8 +46,7 @@ def compare_command(
 def _check_output(output: Path) -> None:
     if output.suffix not in TEMPLATES:
         raise ConfigError(f"--output {output}", f"must end in {' or '.join(TEMPLATES)}")
-    if not output.absolute().parent.is_dir():
-        raise DataError(str(output), "the folder does not exist", str(output.parent))
+    check_place(output)
 
 
 def _plan(scenarios: Sequence[str], assignments: Sequence[str]) -> list[_Planned]:
@@ -57,29 +56,31 @@ def _plan(scenarios: Sequence[str], assignments: Sequence[str]) -> list[_Planned
     are compared with the first variant.
     """
     variants, varied = expand(assignments), varied_keys(assignments)
-    paired = len(scenarios) > 1 and not is_result(Path(scenarios[0]))
+    paired = len(scenarios) > 1 and not Path(scenarios[0]).is_dir()
     planned: list[_Planned] = []
-    for name in scenarios:
+    for name, label in zip(scenarios, _labels(scenarios), strict=True):
         if Path(name).is_dir():
-            if not is_result(Path(name)):
-                raise DataError(name, "must be a scenario, or a folder that a simulation saved")
-            planned.append(_Planned(Path(name).name, Path(name), 0))
+            planned.append(_Planned(label, load_comparable(Path(name)), 0))
             continue
         for number, variant in enumerate(variants):
-            label = _label(name, [text for text in variant if text.partition("=")[0] in varied])
-            planned.append(_Planned(label, prepare(*load_scenario(name, variant)), number if paired else 0))
+            settings = [text for text in variant if text.partition("=")[0] in varied]
+            setup = prepare(*load_scenario(name, variant))
+            planned.append(_Planned(" ".join([label, *settings]), setup, number if paired else 0))
     return planned
 
 
-def _label(scenario: str, varied: Sequence[str]) -> str:
-    return " ".join([Path(scenario).stem if "/" in scenario else scenario, *varied])
+def _labels(scenarios: Sequence[str]) -> list[str]:
+    """Names of shipped scenarios as they are; of paths, the trailing parts that tell them apart."""
+    paths = [Path(name) for name in scenarios if Path(name).exists()]
+    labels = dict(zip(paths, distinct_labels(paths), strict=True)) if paths else {}
+    return [labels.get(Path(name), name) for name in scenarios]
 
 
 def _run_all(planned: Sequence[_Planned], store: RunStore) -> list[ComparedRun]:
     finished = []
     for number, plan in enumerate(planned, start=1):
-        if isinstance(plan.source, Path):
-            result = load_result(plan.source)
+        if isinstance(plan.source, Result):
+            result = plan.source
         else:
             what = f"run {number} of {len(planned)}: {plan.label}"
             with progress_bar(what, len(plan.source.requests), "requests") as update:
