@@ -62,7 +62,7 @@ class Device:
 
     @property
     def active_w(self) -> float:
-        """Power of the main processor while it runs or polls, on top of idle power and of what the work itself takes."""
+        """Power of the main processor while it runs or polls, on top of idle power and of what the work takes."""
         return self.processor.active_w
 
     @property

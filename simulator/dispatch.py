@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 @njit(cache=True)
-def count_tokens(
+def count_tokens(  # noqa: PLR0913, PLR0917  # compiled code takes its arrays one by one
     experts: NDArray[np.uint16],
     source: NDArray[np.int32],
     first: NDArray[np.int32],

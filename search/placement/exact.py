@@ -132,7 +132,8 @@ def _run_all(searches: dict[int, LayerSearch], payload: dict[str, Any], share: f
     waiting = [index for index, search in searches.items() if search.gap > payload["gap"]]
     for done, index in enumerate(waiting):
         now_s = time.monotonic()
-        slice_s = (payload["deadline_s"] - now_s) * share / (len(waiting) - done)
+        left_s = payload["deadline_s"] - now_s
+        slice_s = left_s if len(waiting) == 1 else left_s * share / (len(waiting) - done)
         search = searches[index]
 
         def report(index: int = index, search: LayerSearch = search) -> None:

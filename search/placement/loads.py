@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from numpy.lib.npyio import NpzFile
 
 from moesim.errors import ConfigError, DataError

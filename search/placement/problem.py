@@ -15,6 +15,9 @@ from moesim.errors import ConfigError, DataError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+_LARGEST = 1e300
+"""Largest load: sums of any number of experts stay finite."""
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -84,8 +87,8 @@ def _check_loads(loads: Floats) -> None:
         if wrong.any():
             expert = int(np.flatnonzero(wrong)[0])
             raise DataError(f"loads[{layer}][{expert}]", "a load must be a finite number >= 0", float(row[expert]))
-        if not np.isfinite(row.sum()):
-            raise DataError(f"loads[{layer}]", "the sum of a layer's loads must be a finite number")
+        if row.max() > _LARGEST:
+            raise DataError(f"loads[{layer}]", f"a load must be at most {_LARGEST:g}", float(row.max()))
         if not row.any():
             raise DataError(f"loads[{layer}]", "a layer must have load, all its experts have 0")
 

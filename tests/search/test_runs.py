@@ -5,7 +5,7 @@ from moesim.search.runs import RunStore, setup_key
 from moesim.simulator.scenario import load_scenario, prepare
 
 
-def quick(*assignments):
+def quick(*assignments: str):
     return prepare(*load_scenario("quickstart", ["num_requests=5", *assignments]))
 
 

@@ -11,6 +11,8 @@ from moesim.workloads.models import load_model
     [
         ("mixtral-8x7b", {"tp": 3}, "tp must divide the 32 attention heads, got tp = 3"),
         ("qwen3-30b-a3b", {"tp": 3}, "tp must divide the 4 KV heads or be a multiple of them"),
+        ("qwen3.5-35b-a3b", {"tp": 32}, "tp must divide the 16 attention heads, got tp = 32"),
+        ("jamba-mini", {"tp": 2}, "tensor parallelism of Mamba layers, with an all-reduce inside, is not supported"),
         ("mixtral-8x7b", {"dp": 16, "ep": 16}, "ep must divide the 8 experts, got ep = 16"),
         ("llama-3.1-8b", {"dp": 2, "ep": 2}, "needs routed experts, but llama-3.1-8b is dense"),
         ("qwen3-30b-a3b", {"dp": 1024}, "must divide the expert width 768"),
