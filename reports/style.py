@@ -83,7 +83,7 @@ KINDS = (
     Kind(
         "sparse-attention index",
         "#6699CC",
-        "d",
+        "H",
         ("index_query", "index_key", "index_weights", "index_scores", "index_top_k"),
     ),
     Kind(
