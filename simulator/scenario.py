@@ -29,6 +29,7 @@ REFERENCES: Mapping[str, Finder] = {
     "system": system_document,
     "system.device": "devices",
     "requests": "requests",
+    "scheduler": "schedulers",
 }
 """Keys of a scenario that name other configurations, and where those are found."""
 
@@ -81,6 +82,8 @@ def load_scenario(reference: Reference, assignments: Sequence[str] = ()) -> tupl
     document = find("scenarios", reference)
     if isinstance(document.data, dict):
         document = override(document, assignments, REFERENCES)
+        if isinstance(document.data.get("scheduler"), str):
+            document = document.graft(("scheduler",), find("schedulers", document.child("scheduler")))
     return validate(Scenario, document), document
 
 

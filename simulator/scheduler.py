@@ -7,6 +7,7 @@ budget; when the cache is full the sequence admitted last is preempted, and reco
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ Indices = NDArray[np.int64]
 
 
 class SchedulerSettings(Config):
-    """Settings of the serving engine. Defaults: vLLM 0.10 and later, server on a GPU with 70 GiB or more."""
+    """Settings of the serving engine; `configs/schedulers` has presets. Defaults: vLLM 0.10 on a GPU of 70 GiB or more."""
 
     token_budget: PositiveInt = Field(8192, description="most new tokens in a step of one rank")
     max_num_seqs: PositiveInt = Field(1024, description="most running sequences of one rank")
@@ -30,7 +31,13 @@ class SchedulerSettings(Config):
     host_overhead_s: Seconds = Field(
         0.0004, description="host time per step; middle of the 0.1 to 0.7 ms that measured deployments imply"
     )
+    prefill: Literal["chunked", "alone", "whole"] = Field(
+        "chunked",
+        description="how prompts run: cut into chunks beside decodes (vLLM); in steps of their own, cut at the token "
+        "budget, while decodes pause (SGLang); never cut, beside decodes when the budget has room (TensorRT-LLM)",
+    )
     async_host: bool = Field(False, description="the host prepares the next step while the devices run this one")
+    source: str = Field("", description="where the settings come from")
 
 
 @dataclass
@@ -87,8 +94,25 @@ class RankScheduler:
         Returns:
             (request, new_tokens): int64[sequence] each; empty when there is nothing to do.
         """
+        if self.settings.prefill == "alone":
+            request, tokens = self._prefill_alone()
+            if len(request):
+                return request, tokens
         tokens, preempted = self._schedule_running()
         if not preempted and self.waiting:
+            tokens = np.concatenate([tokens, self._admit(int(tokens.sum()))])
+        runs = tokens > 0
+        return self.running[runs], tokens[runs]
+
+    def _prefill_alone(self) -> tuple[Indices, Indices]:
+        """A step of prompts only, begun ones first; empty if no prompt can go on or start, so that decodes run."""
+        need = self._uncomputed(self.running)
+        tokens = _share_budget(np.where(need > 1, need, 0), self.settings.token_budget)
+        growth = np.where(tokens > 0, self._growth(self.running, tokens), 0.0)
+        if growth.sum() > self.free_bytes:
+            return self.running[:0], tokens[:0]
+        self._reserve(self.running, growth)
+        if self.waiting:
             tokens = np.concatenate([tokens, self._admit(int(tokens.sum()))])
         runs = tokens > 0
         return self.running[runs], tokens[runs]
@@ -113,6 +137,8 @@ class RankScheduler:
         while self.waiting and budget > 0 and len(self.running) + len(admitted) < self.settings.max_num_seqs:
             request = self.waiting[0]
             chunk = min(budget, int(self.states.prompt[request] + self.states.generated[request]))
+            if self._must_wait_for_room(request, chunk, used_tokens + sum(tokens)):
+                break
             one = np.array([request])
             growth = self._growth(one, np.array([chunk]))
             if growth[0] > self.free_bytes:
@@ -123,6 +149,12 @@ class RankScheduler:
             budget -= chunk
         self.running = np.concatenate([self.running, np.array(admitted, dtype=np.int64)])
         return np.array(tokens, dtype=np.int64)
+
+    def _must_wait_for_room(self, request: int, chunk: int, used_tokens: int) -> bool:
+        """Whether a prompt that may not be cut would be; one longer than the whole budget is cut all the same."""
+        if self.settings.prefill != "whole" or used_tokens == 0:
+            return False
+        return chunk < int(self._uncomputed(np.array([request]))[0])
 
     def complete(self, request: Indices, new_tokens: Indices) -> tuple[Indices, Indices]:
         """Account a finished step.

@@ -96,6 +96,9 @@ def simulate(
             help="uniform, zipf:EXPONENT, shipped profile, or a profile or trace file.", rich_help_panel=_WORKLOAD
         ),
     ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="vllm, sglang, tensorrt-llm, or YAML file.", rich_help_panel=_WORKLOAD)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_WORKLOAD)] = None,
     engine: Annotated[
         str | None,
@@ -139,6 +142,7 @@ def simulate(
         "system": system,
         "requests": requests,
         "routing": routing,
+        "scheduler": scheduler,
         "num_requests": num_requests,
         "concurrency": concurrency,
         "parallelism.tp": tp,

@@ -1,0 +1,86 @@
+"""The three ways in which engines run prompts beside decodes."""
+
+import numpy as np
+import pytest
+
+from moesim.configs.loader import shipped
+from moesim.errors import ConfigError
+from moesim.simulator.memory import KvCache
+from moesim.simulator.scenario import load_scenario
+from moesim.simulator.scheduler import RankScheduler, RequestStates, SchedulerSettings
+from moesim.simulator.simulate import simulate
+from moesim.workloads.requests import Requests
+
+CACHE = KvCache.of  # made per test from a shipped model
+
+
+def scheduler_of(prompts, outputs, cache_bytes=1e12, **settings):
+    from moesim.workloads.models import load_model
+
+    lengths = [np.array(prompts), np.array(outputs)]
+    states = RequestStates.of(Requests(np.zeros(len(prompts)), *lengths, source="test"))
+    rank = RankScheduler(states, SchedulerSettings(**settings), CACHE(load_model("olmoe-1b-7b"), 1, 16), cache_bytes)
+    for request in range(len(prompts)):
+        rank.submit(request)
+    return rank
+
+
+def steps_of(rank, most=1000):
+    """Every step as {request: tokens}."""
+    steps = []
+    while rank.outstanding and len(steps) < most:
+        request, tokens = rank.schedule()
+        steps.append(dict(zip(request.tolist(), tokens.tolist(), strict=True)))
+        rank.complete(request, tokens)
+    return steps
+
+
+def test_chunks_of_a_prompt_share_steps_with_decodes():
+    steps = steps_of(scheduler_of([10, 100], [5, 2], token_budget=40))
+    assert steps[:4] == [{0: 10, 1: 30}, {0: 1, 1: 39}, {0: 1, 1: 31}, {0: 1, 1: 1}]
+
+
+def test_prompts_alone_pause_decodes():
+    steps = steps_of(scheduler_of([10, 100], [5, 2], token_budget=40, prefill="alone"))
+    assert steps[:4] == [{0: 10, 1: 30}, {1: 40}, {1: 30}, {0: 1, 1: 1}]
+
+
+def test_whole_prompts_wait_for_room_and_only_giants_are_cut():
+    steps = steps_of(scheduler_of([10, 35, 100], [3, 1, 1], token_budget=40, prefill="whole"))
+    assert steps == [{0: 10}, {0: 1, 1: 35}, {0: 1}, {2: 40}, {2: 40}, {2: 20}]
+
+
+@pytest.mark.parametrize("prefill", ["chunked", "alone", "whole"])
+def test_every_way_computes_every_token_once_within_the_budget(prefill):
+    rng = np.random.default_rng(0)
+    prompts, outputs = rng.integers(1, 200, 40), rng.integers(1, 30, 40)
+    steps = steps_of(scheduler_of(prompts, outputs, token_budget=64, max_num_seqs=8, prefill=prefill))
+    total = {r: sum(step.get(r, 0) for step in steps) for r in range(40)}
+    assert total == {r: prompts[r] + outputs[r] - 1 for r in range(40)}
+    assert all(sum(step.values()) <= 64 and len(step) <= 8 for step in steps)
+
+
+@pytest.mark.parametrize("prefill", ["chunked", "alone", "whole"])
+def test_every_way_survives_a_tiny_cache(prefill):
+    rank = scheduler_of([50] * 6, [60] * 6, prefill=prefill)
+    one = float(rank.cache.bytes(np.array([109]))[0])
+    rank.capacity_bytes = rank.free_bytes = 2.2 * one
+    steps_of(rank)
+    assert (rank.states.generated == 60).all()
+    assert rank.states.preemptions.sum() > 0
+    assert rank.free_bytes == rank.capacity_bytes
+
+
+@pytest.mark.parametrize("name", shipped("schedulers"))
+def test_presets_name_their_source_and_run(tiny, name):
+    result = simulate(tiny(scheduler=name))
+    assert result.settings["scheduler"]["source"]
+    assert result.summary["requests"] == 40
+
+
+def test_presets_can_be_edited_and_unknown_ones_are_refused(tiny):
+    scenario, _ = load_scenario(tiny(scheduler="sglang"), ["scheduler.token_budget=99"])
+    assert scenario.scheduler.token_budget == 99
+    assert scenario.scheduler.prefill == "alone"
+    with pytest.raises(ConfigError, match="did you mean `sglang`"):
+        load_scenario(tiny(scheduler="sglnag"))
