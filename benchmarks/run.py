@@ -4,9 +4,10 @@ import sys
 from collections.abc import Callable
 
 from engines import engines
+from serving import serving
 from table import Row, show
 
-BENCHMARKS: tuple[Callable[[], list[Row]], ...] = (engines,)
+BENCHMARKS: tuple[Callable[[], list[Row]], ...] = (engines, serving)
 """To add one, write a function that returns rows and list it here."""
 
 

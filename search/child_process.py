@@ -26,6 +26,8 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from moesim.search.child_process import serve; serve()"
 )
 _BLOCK_BYTES = 1 << 16
+_LONGEST_WAIT_S = 3600.0
+"""Far below what the operating system can count to in milliseconds."""
 _SHOWN_CHARACTERS = 400
 
 
@@ -55,10 +57,8 @@ def messages(target: str, payload: dict[str, Any], deadline_s: float) -> Generat
             child.stdin.flush()
             for line in _lines(child.stdout, deadline_s):
                 yield json.loads(line)
-            if time.monotonic() < deadline_s and child.wait(timeout=max(0.0, deadline_s - time.monotonic())):
+            if time.monotonic() < deadline_s and child.wait():  # its end of the pipe is closed, so it is ending
                 raise ChildFailedError(_epitaph(child.returncode, complaints))
-        except subprocess.TimeoutExpired:
-            return
         except BrokenPipeError:
             raise ChildFailedError(_epitaph(child.wait(), complaints)) from None
         finally:
@@ -73,7 +73,6 @@ def _start(complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
-        bufsize=0,
         start_new_session=True,
     )
 
@@ -83,7 +82,9 @@ def _lines(stream: IO[bytes], deadline_s: float) -> Iterator[bytes]:
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
-        while selector.select(timeout=max(0.0, deadline_s - time.monotonic())):
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if not selector.select(timeout=min(left_s, _LONGEST_WAIT_S)):
+                continue
             block = os.read(stream.fileno(), _BLOCK_BYTES)
             if not block:
                 return

@@ -62,6 +62,9 @@ def setup_key(setup: Setup) -> str:
     digest.update("\n".join(texts).encode())
     columns = (setup.requests.arrival_s, setup.requests.prompt_tokens, setup.requests.output_tokens)
     arrays: list[NDArray[Any]] = [*columns, *([setup.placement.slots] if setup.placement else [])]
+    if setup.requests.prefix is not None:
+        arrays += [setup.requests.prefix.ids, setup.requests.prefix.offsets]
+        digest.update(str(setup.requests.prefix.block_tokens).encode())
     if setup.router:
         profile = setup.router.profile
         arrays += [profile.popularity, *([] if profile.transitions is None else [profile.transitions])]

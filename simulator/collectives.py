@@ -126,6 +126,10 @@ class CollectivePlan:
         """
         nodes, size = self.node[-1] + 1, self.devices // (self.node[-1] + 1)
         between = np.repeat(traffic.to_ranks, self.plan.moe_tp, axis=2) * sends
+        if nodes == 1:
+            one_way = np.zeros((4, between.shape[0] * self.devices), dtype=np.int64)
+            one_way[0], one_way[1] = between.sum(axis=2).ravel(), between.sum(axis=1).ravel()
+            return one_way
         # [layer, source node, source position, destination node, destination position]
         between = between.reshape(-1, nodes, size, nodes, size)
         inside = np.eye(nodes, dtype=np.bool_)[:, None, :, None]

@@ -7,15 +7,20 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+_BLOCK = 128
+"""Tokens that are counted layer by layer together, so that a layer's counters and their experts stay in the cache."""
+
 
 @njit(cache=True)
-def count_tokens(  # noqa: PLR0913, PLR0917  # compiled code takes its arrays one by one
+def count_tokens(  # noqa: C901, PLR0913, PLR0917  # compiled code takes its arrays one by one
     experts: NDArray[np.uint16],
+    phase: NDArray[np.int64],
     source: NDArray[np.int32],
     first: NDArray[np.int32],
     order: NDArray[np.int32],
     slots_per_rank: int,
     rank_nodes: NDArray[np.int32],
+    expert_tokens: NDArray[np.int64],
     slot_tokens: NDArray[np.int64],
     traffic: NDArray[np.int64],
     node_traffic: NDArray[np.int64],
@@ -28,47 +33,48 @@ def count_tokens(  # noqa: PLR0913, PLR0917  # compiled code takes its arrays on
 
     Args:
         experts: uint16[token, moe_layer, k].
-        source: int32[token], the device that holds the token; ignored if `traffic` is empty.
+        phase: int64[token], index into `PHASES`.
+        source: int32[token], the device that holds the token.
         first: int32[moe_layer, expert + 1], where each expert's slots stand in `order` (`Placement.replicas`).
         order: int32[moe_layer, slot], the slots sorted by expert.
         slots_per_rank: slots per expert-parallel rank.
         rank_nodes: int32[ep rank, 2], first and last node of each expert-parallel rank.
+        expert_tokens: int64[phase, moe_layer, expert], added to.
         slot_tokens: int64[moe_layer, slot], added to.
-        traffic: int64[moe_layer, source device, ep rank], added to; or empty.
-        node_traffic: int64[moe_layer, source device, node], added to; or empty.
+        traffic: int64[moe_layer, source device, ep rank], added to.
+        node_traffic: int64[moe_layer, source device, node], added to.
     """
     tokens, layers, k = experts.shape
-    ranks = slot_tokens.shape[1] // slots_per_rank
-    counts_traffic = traffic.size > 0
-    reached = np.full(ranks, -1, dtype=np.int64)
-    nodes_reached = np.full(max(1, node_traffic.shape[2]), -1, dtype=np.int64)
-    for token in range(tokens):
+    ranks, nodes = slot_tokens.shape[1] // slots_per_rank, node_traffic.shape[2]
+    rank_of_slot = np.arange(slot_tokens.shape[1]) // slots_per_rank
+    replicated = slot_tokens.shape[1] > expert_tokens.shape[2]
+    # Flags instead of branches, which no processor could predict.
+    reached, node_reached = np.zeros(ranks, np.int64), np.zeros(nodes, np.int64)
+    for start in range(0, tokens, _BLOCK):
         for layer in range(layers):
-            stamp = token * layers + layer
-            for choice in range(k):
-                expert = experts[token, layer, choice]
-                begin, end = first[layer, expert], first[layer, expert + 1]
-                turn = begin if end - begin == 1 else begin + (token * k + choice) % (end - begin)
-                slot = order[layer, turn]
-                slot_tokens[layer, slot] += 1
-                if not counts_traffic:
-                    continue
-                rank = slot // slots_per_rank
-                if reached[rank] == stamp:
-                    continue
-                reached[rank] = stamp
-                traffic[layer, source[token], rank] += 1
-                for node in range(rank_nodes[rank, 0], rank_nodes[rank, 1] + 1):
-                    if nodes_reached[node] != stamp:
-                        nodes_reached[node] = stamp
-                        node_traffic[layer, source[token], node] += 1
-
-
-@njit(cache=True)
-def count_by_phase(experts: NDArray[np.uint16], phase: NDArray[np.int64], totals: NDArray[np.int64]) -> None:
-    """Add each token's experts to `totals: int64[phase, moe_layer, expert]`."""
-    tokens, layers, k = experts.shape
-    for token in range(tokens):
-        for layer in range(layers):
-            for choice in range(k):
-                totals[phase[token], layer, experts[token, layer, choice]] += 1
+            counts, loads = expert_tokens[:, layer], slot_tokens[layer]
+            first_turn, slot_of_turn = first[layer], order[layer]
+            sent, sent_to_nodes = traffic[layer], node_traffic[layer]
+            for token in range(start, min(start + _BLOCK, tokens)):
+                kind, device = phase[token], source[token]
+                for choice in range(k):
+                    expert = experts[token, layer, choice]
+                    counts[kind, expert] += 1
+                    turn = first_turn[expert]
+                    if replicated:
+                        turn += (token * k + choice) % (first_turn[expert + 1] - turn)
+                    slot = slot_of_turn[turn]
+                    loads[slot] += 1
+                    reached[rank_of_slot[slot]] = 1
+                if nodes == 1:
+                    sent_to_nodes[device, 0] += 1
+                else:
+                    for rank in range(ranks):
+                        for node in range(rank_nodes[rank, 0], rank_nodes[rank, 1] + 1):
+                            node_reached[node] |= reached[rank]
+                    for node in range(nodes):
+                        sent_to_nodes[device, node] += node_reached[node]
+                        node_reached[node] = 0
+                for rank in range(ranks):
+                    sent[device, rank] += reached[rank]
+                    reached[rank] = 0

@@ -18,6 +18,7 @@ from moesim.hw_models.system import System, load_system, system_document
 from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
 from moesim.simulator.parallelism import Parallelism, check_parallelism
 from moesim.simulator.placement import CONTIGUOUS, Placement, load_placement
+from moesim.simulator.prefix_cache import check_prefix_caching
 from moesim.simulator.scheduler import SchedulerSettings
 from moesim.workloads.models import Model, load_model
 from moesim.workloads.requests import Requests, load_requests
@@ -52,6 +53,9 @@ class Scenario(Config):
     routing: Named = Field("uniform", description="uniform, zipf:EXPONENT, a shipped profile, a profile or trace file")
     parallelism: Parallelism | None = Field(None, description="tp, dp, ep; without it tp = number of devices")
     placement: str = Field(CONTIGUOUS, description="contiguous, or the path of a placement file")
+    warmup_requests: int = Field(
+        0, ge=0, description="the first so many requests are simulated but left out of latency and throughput"
+    )
     scheduler: SchedulerSettings = SchedulerSettings()
     seed: int = Field(0, ge=0, description="seed of every random draw")
     engine: Literal["compiled", "simpy"] = Field("compiled", description="which engine plays the task graphs")
@@ -99,6 +103,8 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
     parallelism = _parallelism(scenario, document, model, system)
     placement = _placement(scenario, document, model, parallelism)
     router = _router(model, routing, routing_rng, requests)
+    cache = KvCache.of(model, parallelism.tp, scenario.scheduler.block_tokens)
+    _check_requests(scenario, document, requests, cache)
     return Setup(
         scenario=scenario,
         model=model,
@@ -108,7 +114,7 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
         requests=requests,
         router=router,
         routing_source=router.profile.source if router else "none, the model is dense",
-        cache=KvCache.of(model, parallelism.tp, scenario.scheduler.block_tokens),
+        cache=cache,
         memory=_memory(scenario, model, system, parallelism, placement, requests),
     )
 
@@ -232,6 +238,15 @@ def _router(model: Model, routing: Routing, rng: np.random.Generator, requests: 
     block = model.moe_layers[0][1]
     replay = isinstance(routing, RoutingTrace) and requests.source == routing.source
     return make_router(routing, len(model.moe_layers), block.experts, block.top_k, rng, replay=replay)
+
+
+def _check_requests(scenario: Scenario, document: Document, requests: Requests, cache: KvCache) -> None:
+    """Check that some requests are measured, and that their prefixes can be cached if they should be."""
+    if scenario.warmup_requests >= len(requests):
+        rule = f"must be less than the {len(requests)} requests"
+        raise ConfigError(document.place(("warmup_requests",)), rule, scenario.warmup_requests)
+    if scenario.scheduler.prefix_caching:
+        check_prefix_caching(requests, cache, document.place(("scheduler", "prefix_caching")))
 
 
 def _memory(

@@ -95,6 +95,7 @@ def serve(
         setup.memory.kv_bytes,
         on_progress,
         on_step,
+        setup.scenario.warmup_requests,
     )
     return loop.run()
 
@@ -141,6 +142,8 @@ def _request_table(setup: Setup, record: ServingRecord) -> Columns:
         **request_latencies(*times, requests.output_tokens),
         "largest_gap_s": record.largest_gap_s,
         "preemptions": record.preemptions,
+        "warmup": np.arange(len(requests)) < setup.scenario.warmup_requests,
+        **({"prefix_hit_tokens": record.prefix_hits} if setup.scenario.scheduler.prefix_caching else {}),
     }
 
 
@@ -200,9 +203,10 @@ def _duration_s(record: ServingRecord) -> float:
 def _summary(
     setup: Setup, simulator: StepSimulator, record: ServingRecord, tables: dict[str, Columns]
 ) -> dict[str, Any]:
-    latencies = tables["requests"]
+    measured = slice(setup.scenario.warmup_requests, None)
+    latencies = {name: column[measured] for name, column in tables["requests"].items()}
     return {
-        **_throughput(setup, record),
+        **_throughput(setup, latencies),
         **distribution("ttft", latencies["ttft_s"]),
         **counted_distribution("itl", record.gaps["gap_s"], record.gaps["count"]),
         **distribution("tpot", latencies["tpot_s"]),
@@ -213,26 +217,30 @@ def _summary(
     }
 
 
-def _throughput(setup: Setup, record: ServingRecord) -> dict[str, Any]:
-    requests, duration = setup.requests, _duration_s(record)
-    prompt, output = int(requests.prompt_tokens.sum()), int(requests.output_tokens.sum())
+def _throughput(setup: Setup, requests: Columns) -> dict[str, Any]:
+    """Totals and rates of `requests`, the rows of the table that are no warm-up, from the first of them to arrive."""
+    duration = float(requests["last_token_s"].max() - requests["arrival_s"].min())
+    prompt, output = int(requests["prompt_tokens"].sum()), int(requests["output_tokens"].sum())
+    hits = requests.get("prefix_hit_tokens")
     return {
-        "requests": len(requests.arrival_s),
-        "dropped_requests": requests.dropped,
+        "requests": len(requests["request"]),
+        "warmup_requests": setup.scenario.warmup_requests,
+        "dropped_requests": setup.requests.dropped,
         "prompt_tokens": prompt,
         "output_tokens": output,
         "duration_s": duration,
-        "requests_per_s": len(requests.arrival_s) / duration,
+        "requests_per_s": len(requests["request"]) / duration,
         "total_tokens_per_s": (prompt + output) / duration,
         "output_tokens_per_s": output / duration,
         "output_tokens_per_s_per_device": output / duration / setup.system.device_count,
+        **({} if hits is None else {"prefix_hit_rate": int(hits.sum()) / prompt}),
     }
 
 
 def _energy(setup: Setup, simulator: StepSimulator, record: ServingRecord) -> dict[str, Any]:
     """Energy of operators and links, of devices that communicate or wait, and what all draw even when idle.
 
-    Idle power counts from first arrival to last token.
+    Idle power counts from first arrival to last token; requests of the warm-up are part of all of it.
     """
     totals = simulator.totals
     dynamic = float(totals.energy_j @ simulator.tasks_per_row) + totals.waiting_j

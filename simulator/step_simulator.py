@@ -119,17 +119,17 @@ class StepSimulator:
         none = np.zeros((0, 0, 0), dtype=np.int64)
         if self.plan.experts is None or self.router is None or self.placement is None:
             return None, Traffic(none, none)
-        from moesim.simulator.dispatch import count_by_phase, count_tokens  # numba, only for MoE
+        from moesim.simulator.dispatch import count_tokens  # numba, only for MoE
 
         tokens = step.tokens()
         chosen = self.router.experts(tokens.request, tokens.position)
-        count_by_phase(chosen, tokens.phase, self.totals.expert_tokens)
         slot_tokens = np.zeros(self.placement.slots.shape, dtype=np.int64)
-        traffic = self._no_traffic(len(slot_tokens)) if self.plan.dp > 1 else Traffic(none, none)
+        traffic = self._no_traffic(len(slot_tokens))
         # A tensor-parallel group holds every token on all its devices, so its members share the sending out.
         source = (tokens.rank * self.plan.tp + np.arange(len(tokens.rank)) % self.plan.tp).astype(np.int32)
         per_rank, nodes = self.placement.slots_per_rank, self.collectives.rank_nodes
-        count_tokens(chosen, source, *self._replicas, per_rank, nodes, slot_tokens, *traffic)
+        counts = (self.totals.expert_tokens, slot_tokens, *traffic)
+        count_tokens(chosen, tokens.phase, source, *self._replicas, per_rank, nodes, *counts)
         return slot_tokens, traffic
 
     def _no_traffic(self, layers: int) -> Traffic:

@@ -5,7 +5,7 @@ matrix product per step. The experts' rows follow from the tokens each of them g
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -112,11 +112,11 @@ class OperatorPlan:
         """
         dense = self._dense_columns(features)
         if self.experts is None or slot_tokens is None:
-            return replace(self._template, **dense)
+            return self._template.with_columns(dense)
         tokens = slot_tokens.reshape(-1, self.experts.slots)
         routed = _expert_columns(self.experts, tokens, DTYPES[self.model.dtypes.activations].bytes)
         columns: dict[str, Any] = {name: np.concatenate([dense[name], routed[name]]) for name in dense}
-        return replace(self._template, **columns, expert_tokens=tokens)
+        return self._template.with_columns(columns | {"expert_tokens": tokens})
 
     def _dense_columns(self, features: NDArray[np.float64]) -> dict[str, Any]:
         """Step-dependent columns of the rows outside the experts: [dp rank, operator] flattened."""

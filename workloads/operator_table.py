@@ -6,8 +6,9 @@ from layer to layer and device to device, so each (layer, expert-parallel rank) 
 tokens of each expert alongside.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,13 @@ class OperatorTable:
 
     def __len__(self) -> int:
         return len(self.operator)
+
+    def with_columns(self, columns: Mapping[str, NDArray[Any]]) -> "OperatorTable":
+        """This table with other values in the given columns."""
+        # dataclasses.replace() passes every field through __init__, which takes longer than computing the columns.
+        table = object.__new__(type(self))
+        table.__dict__.update(self.__dict__, **columns)
+        return table
 
     def take(self, rows: Ints) -> "OperatorTable":
         """The given rows, in the given order."""

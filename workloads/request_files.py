@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
+from moesim.workloads.prefix_blocks import PrefixBlocks, is_hashes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,16 +29,18 @@ MAX_TOKENS = 2**31 - 1
 
 _CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = ".jsonl"
+_HASHES = "hash_ids"
 _CHUNK = 8192
 SUFFIXES = (*_CSV_DELIMITERS, _JSON_LINES, *(f"{suffix}.gz" for suffix in (*_CSV_DELIMITERS, _JSON_LINES)))
 
 
 class RequestColumns(NamedTuple):
-    """What a request file holds, and the line of each request."""
+    """What a request file holds."""
 
     arrival_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
+    prefix: PrefixBlocks | None = None
 
 
 class _Layout(NamedTuple):
@@ -78,7 +81,8 @@ def read_requests(path: Path) -> RequestColumns:
     | `timestamp` | `input_length` | `output_length` | Mooncake traces: milliseconds |
     | `arrival_time` | `input_toks` | `output_toks` | recorded vLLM runs: seconds of a clock |
 
-    Arrivals of the last three count from the first row. Rows must be in order of arrival.
+    Arrivals of the last three count from the first row. Rows must be in order of arrival. JSON lines of any kind may
+    have `hash_ids`, as Mooncake traces do: a list of hashes, one per block of the prompt (see `PrefixBlocks`).
 
     Raises:
         DataError: missing, empty or cut off file, unknown columns, or a row that breaks the rules of `check_columns`.
@@ -94,7 +98,7 @@ def read_requests(path: Path) -> RequestColumns:
     names = ("arrival_s" if layout.seconds is numbers else layout.arrival, layout.prompt, layout.output)
     prompt, output = numbers(table, layout.prompt), numbers(table, layout.output)
     check_columns(arrival_s, prompt, output, lambda row, column: table.place(row, names[column]))
-    return RequestColumns(arrival_s, prompt.astype(np.int64), output.astype(np.int64))
+    return RequestColumns(arrival_s, prompt.astype(np.int64), output.astype(np.int64), _prefix_blocks(table))
 
 
 def check_columns(
@@ -118,6 +122,17 @@ def check_columns(
     for column, lengths in ((1, prompt_tokens), (2, output_tokens)):
         whole = (lengths >= 1) & (lengths <= MAX_TOKENS) & (lengths == np.floor(lengths))
         _refuse(~whole, lengths, f"must be a whole number from 1 to {MAX_TOKENS}", place, column)
+
+
+def _prefix_blocks(table: Table) -> PrefixBlocks | None:
+    """The hashes of the prompts' blocks, if the file has any."""
+    if _HASHES not in table.columns or _JSON_LINES not in table.path.suffixes:
+        return None
+    lists = table.columns[_HASHES]
+    for row, value in enumerate(lists):
+        if not is_hashes(value):
+            raise DataError(table.place(row, _HASHES), "must be a list of whole numbers", value)
+    return PrefixBlocks.of(lists)
 
 
 def read_table(path: Path) -> Table:

@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from moesim.configs.loader import Config, Document, Reference, validate
 from moesim.errors import ConfigError, DataError, InputError
 from moesim.units import PerSecond
 from moesim.workloads.lengths import Length, draw_lengths
+from moesim.workloads.prefix_blocks import MOONCAKE_BLOCK_TOKENS, PrefixBlocks
 from moesim.workloads.references import find_or_wrap, folder_of
 from moesim.workloads.request_files import SUFFIXES, check_columns, read_requests
 from moesim.workloads.routing_trace import DECODE, RoutingTrace
@@ -33,6 +34,7 @@ class Requests:
         source: where they come from.
         dropped: draws of a length distribution that were no request because a length was zero.
         concurrency: requests in flight in a closed loop; None is an open loop that follows `arrival_s`.
+        prefix: hashes of the prompts' blocks, where known.
 
     Raises:
         DataError: no requests, or the first one that breaks a rule.
@@ -44,6 +46,7 @@ class Requests:
     source: str
     dropped: int = 0
     concurrency: int | None = None
+    prefix: PrefixBlocks | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.arrival_s), len(self.prompt_tokens), len(self.output_tokens)}
@@ -67,7 +70,7 @@ class Requests:
             InputError: n is less than 1.
         """
         columns = {name: getattr(self, name)[: _at_least_one(n)] for name in _COLUMNS}
-        return replace(self, **columns)
+        return replace(self, **columns, prefix=None if self.prefix is None else self.prefix.head(n))
 
 
 class _RequestsConfig(Config):
@@ -85,28 +88,44 @@ class FileRequests(_RequestsConfig):
     kind: Literal["file"]
     path: str = Field(description=".csv, .tsv or .jsonl, also with .gz; relative to the file that names it")
     num_requests: PositiveInt | None = Field(None, description="the first so many, at most; none: all")
+    prefix_block_tokens: PositiveInt = Field(
+        MOONCAKE_BLOCK_TOKENS, description="prompt tokens per entry of `hash_ids`, as in Mooncake traces"
+    )
 
 
-class SyntheticRequests(_RequestsConfig):
-    """Requests with lengths drawn from distributions and Poisson arrivals."""
+class _ArrivalsConfig(_RequestsConfig):
+    """Random arrivals."""
 
-    kind: Literal["synthetic"]
-    num_requests: PositiveInt = Field(description="draws; those with a zero length are dropped and counted")
     rate_per_s: PerSecond | None = Field(
         None, description="mean arrival rate in requests/s; none: all arrive at time 0"
     )
+    burstiness: PositiveFloat = Field(
+        1.0,
+        description="shape of the gamma distribution of gaps between arrivals, as in vLLM's benchmark; "
+        "1: Poisson arrivals, less: bursts, more: regular; the mean rate stays",
+    )
+
+    @model_validator(mode="after")
+    def _has_rate(self) -> Self:
+        if self.rate_per_s is None and self.burstiness != 1.0:
+            raise ValueError(f"`burstiness` needs `rate_per_s`, but got burstiness={self.burstiness} without a rate")
+        return self
+
+
+class SyntheticRequests(_ArrivalsConfig):
+    """Requests with lengths drawn from distributions and random arrivals."""
+
+    kind: Literal["synthetic"]
+    num_requests: PositiveInt = Field(description="draws; those with a zero length are dropped and counted")
     prompt_tokens: Length = Field(description="prompt length in tokens")
     output_tokens: Length = Field(description="output length in tokens")
 
 
-class TraceRequests(_RequestsConfig):
+class TraceRequests(_ArrivalsConfig):
     """The requests of the routing trace that the scenario replays."""
 
     kind: Literal["trace"]
     num_requests: PositiveInt | None = Field(None, description="the first so many, at most; none: all")
-    rate_per_s: PerSecond | None = Field(
-        None, description="mean rate of Poisson arrivals in requests/s; none: all arrive at time 0"
-    )
 
 
 def _shorthand(value: Any) -> Any:
@@ -154,7 +173,10 @@ def load_requests(
 
 
 def requests_from_trace(
-    trace: RoutingTrace, rng: np.random.Generator | None = None, rate_per_s: float | None = None
+    trace: RoutingTrace,
+    rng: np.random.Generator | None = None,
+    rate_per_s: float | None = None,
+    burstiness: float = 1.0,
 ) -> Requests:
     """The requests whose routing `trace` recorded, one by one in its order.
 
@@ -164,13 +186,14 @@ def requests_from_trace(
     Args:
         trace: the recording.
         rng: draws the arrivals; needed with a rate.
-        rate_per_s: mean rate of Poisson arrivals; None lets all arrive at time 0.
+        rate_per_s: mean rate of arrivals; None lets all arrive at time 0.
+        burstiness: shape of the gamma distribution of gaps between arrivals; 1 is Poisson.
 
     Raises:
         DataError: a request without a prompt.
     """
     decoded = np.bincount(trace.request[trace.phase == DECODE], minlength=len(trace.names))
-    arrival_s = _arrivals(rng, len(trace.names), rate_per_s)
+    arrival_s = _arrivals(rng, len(trace.names), rate_per_s, burstiness)
     return Requests(arrival_s, trace.first_decode_position, decoded.astype(np.int64) + 1, trace.source)
 
 
@@ -192,19 +215,26 @@ def _requests(
         return _synthetic(config, document, rng, base)
     if isinstance(config, FileRequests):
         path = folder_of(document, "path", base) / Path(config.path).expanduser()
-        requests = Requests(*read_requests(path), source=str(path))
+        requests = _of_file(path, config.prefix_block_tokens)
     elif trace is None:
         raise ConfigError(document.place(), "requests of kind trace need routing that is a trace")
     else:
-        requests = requests_from_trace(trace, rng, config.rate_per_s)
+        requests = requests_from_trace(trace, rng, config.rate_per_s, config.burstiness)
     return requests if config.num_requests is None else requests.head(config.num_requests)
+
+
+def _of_file(path: Path, prefix_block_tokens: int) -> Requests:
+    arrival_s, prompt, output, prefix = read_requests(path)
+    if prefix is not None:
+        prefix = replace(prefix, block_tokens=prefix_block_tokens)
+    return Requests(arrival_s, prompt, output, source=str(path), prefix=prefix)
 
 
 def _synthetic(
     config: SyntheticRequests, document: Document, rng: np.random.Generator, base: str | Path | None
 ) -> Requests:
     size = config.num_requests
-    arrival_s = _arrivals(rng, size, config.rate_per_s)
+    arrival_s = _arrivals(rng, size, config.rate_per_s, config.burstiness)
     folder = folder_of(document, "prompt_tokens", base)
     prompt, output = draw_lengths(config.prompt_tokens, config.output_tokens, rng, size, folder)
     kept = (prompt > 0) & (output > 0)
@@ -212,10 +242,13 @@ def _synthetic(
     return Requests(arrival_s[kept], prompt[kept], output[kept], source, dropped=size - int(kept.sum()))
 
 
-def _arrivals(rng: np.random.Generator | None, size: int, rate_per_s: float | None) -> Floats:
-    """Poisson arrivals, or all at time 0 without a rate."""
+def _arrivals(rng: np.random.Generator | None, size: int, rate_per_s: float | None, burstiness: float) -> Floats:
+    """Arrivals with gaps that are gamma distributed: mean 1 / rate, coefficient of variation 1 / sqrt(burstiness).
+
+    Without a rate all arrive at time 0.
+    """
     if rate_per_s is None:
         return np.zeros(size)
     if rng is None:
         raise InputError("rate_per_s", "random arrivals need a random generator", rate_per_s)
-    return np.cumsum(rng.exponential(1.0 / rate_per_s, size))
+    return np.cumsum(rng.gamma(burstiness, 1.0 / (rate_per_s * burstiness), size))

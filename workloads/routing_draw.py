@@ -13,6 +13,9 @@ still to be drawn from i, i+1, ... all lie at j or later is E[r, j] / E[r, i]. T
 one uniform number and one binary search give the next expert, and k of them a whole set, in ascending order of ids,
 without rejection. The weights w are solved for once, so inclusion probabilities are exact (relative error 1e-5).
 
+Where all experts are used equally often and there are no transitions, k distinct experts are drawn by rejection,
+which gives the same distribution ten times as fast.
+
 From layer to layer, one of the k experts of layer l-1 is picked at random and its row of the transition matrix takes
 the place of the popularity. A row is the share of layer l's selections among the tokens that used that expert, so the
 mean of the rows, weighted with the popularity of the experts, is the popularity of layer l, and loads stay exact.
@@ -71,6 +74,12 @@ class TokenRouter:
             raise InputError(profile.source, f"`top_k` must be at most {MAX_TOP_K}", profile.top_k)
         self.profile = profile
         self._key = rng.integers(0, 2**64, dtype=np.uint64)
+        self._uniform = _is_uniform(profile)
+        if not self._uniform:
+            self._fit(profile)
+
+    def _fit(self, profile: RoutingProfile) -> None:
+        """Solve for the tables of every row."""
         rows = [profile.popularity]
         if profile.transitions is not None:
             rows.append(profile.transitions.reshape(-1, profile.experts))
@@ -88,10 +97,13 @@ class TokenRouter:
             position: int64[token] position in the request, prompt included, from 0.
 
         Returns:
-            uint16[token, moe_layer, k], distinct ids, ascending.
+            uint16[token, moe_layer, k], distinct ids.
         """
         chosen = np.empty((len(request), self.profile.layers, self.profile.top_k), np.uint16)
-        _draw(self._key, _as_ints(request), _as_ints(position), self._fine, self._coarse, chosen)
+        if self._uniform:
+            _draw_uniform(self._key, _as_ints(request), _as_ints(position), self.profile.experts, chosen)
+        else:
+            _draw(self._key, _as_ints(request), _as_ints(position), self._fine, self._coarse, chosen)
         return chosen
 
 
@@ -126,6 +138,12 @@ class TraceRouter:
         mixed[missing] = chosen
         mixed[~missing] = self.trace.expert[row[~missing]]
         return mixed
+
+
+def _is_uniform(profile: RoutingProfile) -> bool:
+    """Whether all experts are equal, and at least twice as many as a token uses, so that few draws are rejected."""
+    equal = np.ptp(profile.popularity) < _TOLERANCE / profile.experts
+    return bool(equal) and profile.transitions is None and 2 * profile.top_k <= profile.experts
 
 
 def _as_ints(values: Ints) -> Ints:
@@ -235,6 +253,42 @@ def _mix(z: np.uint64) -> np.uint64:
 
 
 @njit(cache=True)
+def _first_state(key: np.uint64, request: int, position: int) -> np.uint64:
+    """Where a token's stream of random numbers begins."""
+    return _mix(_mix(key + np.uint64(request) * _WEYL) + np.uint64(position) * _WEYL)
+
+
+@njit(cache=True)
+def _draw_uniform(key: np.uint64, request: Ints, position: Ints, experts: int, chosen: Experts) -> None:
+    """Fill `chosen` [token, layer, k] with k distinct experts, all equally likely, in the order they are drawn.
+
+    A random number serves for four draws of 16 bits. Multiplied by the number of experts, the upper half is an expert;
+    lower halves under 2^16 mod experts are drawn again, so no expert is favoured (Lemire, TOMACS 29 (2019) 3).
+    """
+    tokens, layers, k = chosen.shape
+    low, bits = np.uint64(0xFFFF), np.uint64(16)
+    redrawn = np.uint64(65536) % np.uint64(experts)
+    used_by = np.full(experts, -1, np.int64)
+    for token in range(tokens):
+        state = _first_state(key, request[token], position[token])
+        number, draws = np.uint64(0), 0
+        for layer in range(layers):
+            rank = 0
+            while rank < k:
+                if draws == 0:
+                    state += _WEYL
+                    number, draws = _mix(state), 4
+                scaled = (number & low) * np.uint64(experts)
+                number >>= bits
+                draws -= 1
+                expert = scaled >> bits
+                if (scaled & low) >= redrawn and used_by[expert] != token * layers + layer:
+                    used_by[expert] = token * layers + layer
+                    chosen[token, layer, rank] = expert
+                    rank += 1
+
+
+@njit(cache=True)
 def _draw(key: np.uint64, request: Ints, position: Ints, fine: Floats, coarse: Floats, chosen: Experts) -> None:
     """Fill `chosen` [token, layer, k]; rows of tables: a popularity per layer, then (layer - 1, expert) transitions.
 
@@ -247,8 +301,7 @@ def _draw(key: np.uint64, request: Ints, position: Ints, fine: Floats, coarse: F
     for start in range(0, tokens, _BLOCK):
         size = min(_BLOCK, tokens - start)
         for i in range(size):
-            state = _mix(key + np.uint64(request[start + i]) * _WEYL)
-            states[i] = _mix(state + np.uint64(position[start + i]) * _WEYL)
+            states[i] = _first_state(key, request[start + i], position[start + i])
         for layer in range(layers):
             for i in range(size):
                 token, state, row = start + i, states[i], layer

@@ -119,7 +119,9 @@ def step_features(step: Step, ranks: int, windows: Sequence[Span]) -> Floats:
     ]
     for window in windows:
         columns += _window_columns(step, decodes, window)
-    sums: Floats = np.stack([np.bincount(step.rank, column, minlength=ranks) for column in columns], axis=1)
+    sums = np.empty((ranks, len(columns)))
+    for which, column in enumerate(columns):
+        sums[:, which] = np.bincount(step.rank, column, minlength=ranks)
     idle = sums[:, TOKENS] == 0
     if idle.any():
         sums[idle] = _dummy_features(len(windows))

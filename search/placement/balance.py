@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,9 +26,6 @@ TIME_LIMIT_S = 10.0
 GAP = 1e-4
 """Default gap: a hundredth of a percent of a layer's time is far below what loads change from hour to hour."""
 
-_WORK = 3_000_000
-"""Changes that the heuristic looks at per layer, about 10 ms. With ten times as many, the mean gap of gpt-oss-20b on 8
-devices with 40 slots falls from 0.04 % to 0.02 %."""
 _MOST_PATTERNS = {"auto": 20_000, "milp": 60_000}
 """Largest exact model. HiGHS solved models with 10,000 patterns in a second, with 25,000 in some ten seconds or not."""
 _SOLVER = "moesim.search.placement.exact:solve_layers"
@@ -99,7 +97,7 @@ def search_placement(
         DataError: loads that are no loads.
     """
     began_s = time.monotonic()
-    _check_settings(method, time_limit_s, gap)
+    _check_settings(method, time_limit_s, gap, seed)
     table = _table(loads)
     problem = Problem(table, devices, table.shape[-1] if slots is None else slots)
     run = _Run(problem, lower_bounds(problem), gap, on_progress)
@@ -112,19 +110,6 @@ def search_placement(
     if method in _MOST_PATTERNS:
         run.prove(_MOST_PATTERNS[method], time_limit_s)
     return run.solution(time.monotonic() - began_s)
-
-
-def evaluate(problem: Problem, slots: NDArray[np.int32], bounds: Floats) -> BalancedPlacement:
-    """Loads of a given placement.
-
-    Args:
-        problem: loads and devices.
-        slots: int32[layer, slot], grouped by device.
-        bounds: float64[layer] lower bounds.
-    """
-    run = _Run(problem, bounds, 0.0, lambda *_: None)
-    run.start(slots)
-    return run.solution(0.0).value
 
 
 @dataclass
@@ -152,13 +137,14 @@ class _Run:
 
     def improve(self, seed: int) -> None:
         """The heuristic, from the present placement."""
-        from moesim.search.placement.kernels import improve  # numba loads slowly
+        from moesim.search.placement.heuristic import improve_layer  # numba loads slowly
 
         streams = np.random.default_rng(seed).spawn(self.problem.layers)
+        in_order = contiguous(self.problem)[0].reshape(self.slots[0].shape).astype(np.int64)
         for layer, rng in enumerate(streams):
-            target = self.bounds[layer] * (1 + self.gap)
-            better = improve(self.problem.loads[layer], self.slots[layer], target, _WORK, rng)
-            self.take(layer, better)
+            self.take(layer, in_order)
+            start, bound = self.slots[layer], float(self.bounds[layer])
+            self.take(layer, improve_layer(self.problem.loads[layer], start, bound, self.gap, rng))
             self.on_progress("heuristic", layer + 1, self.problem.layers)
 
     def take(self, layer: int, slots: NDArray[np.int64]) -> None:
@@ -170,7 +156,6 @@ class _Run:
         """The exact solver, for layers that are not good enough."""
         from moesim.search.placement.exact import is_tractable  # numba loads slowly
 
-        deadline_s = time.monotonic() + time_limit_s
         unsolved = [layer for layer in range(self.problem.layers) if self.is_open(layer)]
         chosen = []
         for layer in unsolved:
@@ -179,7 +164,7 @@ class _Run:
             if small:
                 chosen.append(layer)
         if chosen:
-            self._listen(chosen, most_patterns, deadline_s)
+            self._listen(chosen, most_patterns, time.monotonic() + time_limit_s)
 
     def _listen(self, chosen: Sequence[int], most_patterns: int, deadline_s: float) -> None:
         payload = {
@@ -198,7 +183,7 @@ class _Run:
             self.note = str(error)
             self.stopped |= {layer: Status.SOLVER_FAILED for layer in chosen if self.is_open(layer)}
 
-    def _layer(self, layer: int) -> dict[str, object]:
+    def _layer(self, layer: int) -> dict[str, Any]:
         return {
             "index": layer,
             "weight": self.problem.loads[layer].tolist(),
@@ -206,10 +191,10 @@ class _Run:
             "bound": float(self.bounds[layer]),
         }
 
-    def _hear(self, answer: dict[str, object]) -> None:
-        layer = int(str(answer["index"]))
+    def _hear(self, answer: dict[str, Any]) -> None:
+        layer = answer["index"]
         self.take(layer, np.array(answer["slots"], dtype=np.int64))
-        self.bounds[layer] = max(self.bounds[layer], float(str(answer["bound"])))
+        self.bounds[layer] = max(self.bounds[layer], answer["bound"])
         self.stopped[layer] = Status.TIME_LIMIT
 
     def status(self, layer: int) -> Status:
@@ -235,7 +220,7 @@ class _Run:
         return Solution.of(value, float(fullest.sum()), float(bounds.sum()), worst(value.status), wall_s)
 
 
-def _check_settings(method: str, time_limit_s: float, gap: float) -> None:
+def _check_settings(method: str, time_limit_s: float, gap: float, seed: int) -> None:
     if method not in METHODS:
         hint = did_you_mean(method, METHODS)
         raise ConfigError("method", f"must be one of {', '.join(METHODS)}{f'; {hint}' if hint else ''}", method)
@@ -243,6 +228,8 @@ def _check_settings(method: str, time_limit_s: float, gap: float) -> None:
         raise ConfigError("time_limit_s", "must be a number of seconds > 0", time_limit_s)
     if not 0 <= gap < 1:
         raise ConfigError("gap", "must be a fraction >= 0 and < 1", gap)
+    if seed < 0:
+        raise ConfigError("seed", "must be >= 0", seed)
 
 
 def _table(loads: ArrayLike) -> Floats:

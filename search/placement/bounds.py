@@ -149,7 +149,7 @@ def _without_spares(weight: Floats, devices: int, slots_per_device: int) -> floa
     if slots_per_device == 2:  # noqa: PLR2004  # pairs
         bounds.append(float((heavy[:devices] + heavy[devices:][::-1]).max()))
     bound = max(bounds)
-    return float(math.ceil(bound * (1 - _ROUNDING))) if is_whole(weight) else bound
+    return float(math.ceil(bound * (1 - _ROUNDING))) if _is_whole(weight) else bound
 
 
 def _apart(heavy: Floats, rest: Floats, devices: int, slots_per_device: int) -> float:
@@ -163,6 +163,6 @@ def _apart(heavy: Floats, rest: Floats, devices: int, slots_per_device: int) -> 
     return float(max(apart[0], np.minimum(apart[1:], together).max()))
 
 
-def is_whole(weight: NDArray[np.float64]) -> bool:
+def _is_whole(weight: NDArray[np.float64]) -> bool:
     """Whether all loads are whole numbers, as counts of tokens are."""
     return bool((weight == np.rint(weight)).all())

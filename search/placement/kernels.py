@@ -24,11 +24,11 @@ _COUNT_ROUNDS = 0.3
 _SWAPS_LEAST, _SWAPS_MOST = 2, 5
 """Random swaps of one round: enough to leave a local optimum, few enough to come back near it."""
 _PATIENCE = 100
-"""Rounds in vain after which a worse placement becomes the one to start from."""
+"""Rounds in vain after which to start from elsewhere."""
 _ROUND_WORK = 500
 """What a round costs besides the changes it looks at, in changes."""
 _MOVES_MOST = 2
-"""Replicas that one round moves at most."""
+"""Replicas that one round moves at most; plus half of the spare ones when it is to get far away."""
 _DRAWS_FROM, _DRAWS_TO = 4, 2
 """Experts that are drawn to find one that hardly needs its last replica, and one that needs another."""
 
@@ -45,12 +45,45 @@ def greedy_placement(weight: Floats, devices: int, slots_per_device: int) -> Int
     Returns:
         int64[device, slot]: expert in each slot.
     """
-    experts = weight.shape[0]
+    replicas = np.ones(weight.shape[0], np.int64)
+    _add_replicas(weight, replicas, devices, devices * slots_per_device - weight.shape[0])
+    return _packed(weight, replicas, devices, slots_per_device)
+
+
+@njit(cache=True)
+def frugal_placement(weight: Floats, least: Ints, devices: int, slots_per_device: int) -> Ints:
+    """As many replicas as are needed and no more: the slots that are left go to the lightest shares.
+
+    Better than the greedy one where few experts carry most of the load and have few neighbours: these must be light.
+
+    Args:
+        weight: float64[expert] load of each expert.
+        least: int64[expert] replicas, from one to `devices`, at most as many as slots.
+        devices: devices.
+        slots_per_device: slots of each.
+
+    Returns:
+        int64[device, slot]: expert in each slot.
+    """
+    replicas = least.copy()
+    for _ in range(devices * slots_per_device - replicas.sum()):
+        lightest = _NONE
+        for expert in range(weight.shape[0]):
+            if replicas[expert] < devices and (
+                lightest == _NONE or weight[expert] / replicas[expert] < weight[lightest] / replicas[lightest]
+            ):
+                lightest = expert
+        replicas[lightest] += 1
+    return _packed(weight, replicas, devices, slots_per_device)
+
+
+@njit(cache=True)
+def _packed(weight: Floats, replicas: Ints, devices: int, slots_per_device: int) -> Ints:
+    """Replicas onto devices, the heaviest first, each onto the emptiest device that has room and lacks its expert."""
     slots = np.zeros((devices, slots_per_device), np.int64)
-    held = np.zeros((devices, experts), np.bool_)
-    share = np.zeros(experts)
+    held = np.zeros((devices, weight.shape[0]), np.bool_)
+    share = np.zeros(weight.shape[0])
     load = np.zeros(devices)
-    replicas = _greedy_replicas(weight, devices, devices * slots_per_device)
     _pack(weight, slots, held, replicas, share, load)
     return slots
 
@@ -59,8 +92,8 @@ def greedy_placement(weight: Floats, devices: int, slots_per_device: int) -> Int
 def improve(weight: Floats, slots: Ints, target: float, work: int, rng: np.random.Generator) -> Ints:
     """Descend from `slots`, then disturb and descend again and again, until `target` is reached or the work is done.
 
-    A round starts from the last placement that was no worse than its predecessor, or, after many rounds in vain, from
-    whatever the last round found.
+    A round starts from the last placement that was no worse than its predecessor; after many rounds in vain, one round
+    moves many replicas, and what it finds is the next start, however bad.
 
     Args:
         weight: float64[expert] load of each expert.
@@ -78,25 +111,26 @@ def improve(weight: Floats, slots: Ints, target: float, work: int, rng: np.rando
     replicas = np.zeros(experts, np.int64)
     share = np.zeros(experts)
     load = np.zeros(devices)
-    spare = slots.size > experts
+    spare = slots.size - experts
     _index(slots, held, replicas)
     _weigh(weight, slots, replicas, share, load)
-    done = _descend(weight, slots, held, replicas, share, load, spare)
+    done = _descend(weight, slots, held, replicas, share, load, spare > 0)
     base, best = slots.copy(), slots.copy()
     base_load = best_load = load.max()
     in_vain = 0
     while best_load > target and done < work:
-        counts = spare and rng.random() < _COUNT_ROUNDS
+        stuck = in_vain == _PATIENCE
+        counts = spare > 0 and (stuck or rng.random() < _COUNT_ROUNDS)
         if counts:
-            _disturb_counts(weight, slots, held, replicas, share, load, rng)
+            moves = _MOVES_MOST + spare // 2 if stuck else _MOVES_MOST
+            _disturb_counts(weight, slots, held, replicas, share, load, 1 + int(rng.random() * moves), rng)
         else:
             _disturb_slots(slots, held, rng)
             _weigh(weight, slots, replicas, share, load)
         done += _ROUND_WORK + slots.size + _descend(weight, slots, held, replicas, share, load, counts)
-        in_vain = 0 if load.max() < base_load * (1 - _SAME) else in_vain + 1
-        if load.max() <= base_load or in_vain == _PATIENCE:
+        in_vain = 0 if stuck or load.max() < base_load * (1 - _SAME) else in_vain + 1
+        if stuck or load.max() <= base_load:
             base[:], base_load = slots, load.max()
-            in_vain %= _PATIENCE
             if base_load < best_load:
                 best[:], best_load = base, base_load
         else:
@@ -128,19 +162,16 @@ def _weigh(weight: Floats, slots: Ints, replicas: Ints, share: Floats, load: Flo
 
 
 @njit(cache=True)
-def _greedy_replicas(weight: Floats, devices: int, slots: int) -> Ints:
-    """One replica each, then one more for the largest load per replica, as long as slots remain."""
-    experts = weight.shape[0]
-    replicas = np.ones(experts, np.int64)
-    for _ in range(slots - experts):
+def _add_replicas(weight: Floats, replicas: Ints, devices: int, spare: int) -> None:
+    """One more for the largest load per replica, as long as slots remain."""
+    for _ in range(spare):
         neediest = _NONE
-        for expert in range(experts):
+        for expert in range(weight.shape[0]):
             if replicas[expert] < devices and (
                 neediest == _NONE or weight[expert] / replicas[expert] > weight[neediest] / replicas[neediest]
             ):
                 neediest = expert
         replicas[neediest] += 1
-    return replicas
 
 
 @njit(cache=True)
@@ -340,10 +371,11 @@ def _disturb_counts(
     replicas: Ints,
     share: Floats,
     load: Floats,
+    moves: int,
     rng: np.random.Generator,
 ) -> None:
-    """Move a few replicas from experts that hardly need them to others that may, and pack anew."""
-    for _ in range(1 + int(rng.random() * _MOVES_MOST)):
+    """Move some replicas from experts that hardly need them to others that may, and pack anew."""
+    for _ in range(moves):
         giver, taker = _draw_pair(weight, replicas, share, slots.shape[0], rng)
         if min(giver, taker) > _NONE and giver != taker:
             replicas[giver] -= 1

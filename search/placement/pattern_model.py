@@ -65,10 +65,11 @@ def ask(patterns: Patterns, known: Ints, deadline_s: float) -> Answer:
 
     columns = _columns(patterns, known)
     model = _model(columns, len(known))
-    if time.monotonic() >= deadline_s:
-        return Answer(None, refuted=False)
     solver = Highs()
-    solver.config.time_limit = deadline_s - time.monotonic()
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        return Answer(None, refuted=False)
+    solver.config.time_limit = left_s
     solver.config.warmstart = True
     solver.config.load_solution = False
     results = solver.solve(model)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.simulator.dispatch import count_by_phase, count_tokens
+from moesim.simulator.dispatch import count_tokens
 from moesim.simulator.placement import Placement
 
 
@@ -16,13 +16,16 @@ def test_loads_and_traffic_equal_a_count_token_by_token(seed, shape):
     table = np.concatenate([np.tile(np.arange(experts), (layers, 1)), extra], axis=1).astype(np.int32)
     placement = Placement(rng.permuted(table, axis=1), ep)
     source = rng.integers(0, devices, tokens).astype(np.int32)
+    phase = rng.integers(0, 3, tokens)
+    used = np.zeros((3, layers, experts), dtype=np.int64)
     load = np.zeros((layers, slots), dtype=np.int64)
     traffic = np.zeros((layers, devices, ep), dtype=np.int64)
     node = np.arange(ep) // 2
     node_traffic = np.zeros((layers, devices, node[-1] + 1), dtype=np.int64)
     rank_nodes = np.stack([node, node], axis=1).astype(np.int32)
     replicas = placement.replicas(experts)
-    count_tokens(chosen, source, *replicas, placement.slots_per_rank, rank_nodes, load, traffic, node_traffic)
+    counts = (used, load, traffic, node_traffic)
+    count_tokens(chosen, phase, source, *replicas, placement.slots_per_rank, rank_nodes, *counts)
 
     for layer in range(layers):
         expected_load, expected_traffic = np.zeros(slots), np.zeros((devices, ep))
@@ -41,10 +44,6 @@ def test_loads_and_traffic_equal_a_count_token_by_token(seed, shape):
         assert load[layer].tolist() == expected_load.tolist()
         assert traffic[layer].tolist() == expected_traffic.tolist()
         assert node_traffic[layer].tolist() == expected_nodes.tolist()
-
-
-def test_phases_are_counted_apart():
-    chosen = np.array([[[0, 1]], [[1, 2]], [[1, 0]]], dtype=np.uint16)
-    totals = np.zeros((3, 1, 3), dtype=np.int64)
-    count_by_phase(chosen, np.array([0, 1, 1]), totals)
-    assert totals[:, 0].tolist() == [[1, 1, 0], [1, 2, 1], [0, 0, 0]]
+        for number in range(3):
+            expected_used = np.bincount(chosen[phase == number, layer].ravel(), minlength=experts)
+            assert used[number, layer].tolist() == expected_used.tolist()

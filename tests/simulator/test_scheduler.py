@@ -9,17 +9,14 @@ from moesim.simulator.memory import KvCache
 from moesim.simulator.scenario import load_scenario
 from moesim.simulator.scheduler import RankScheduler, RequestStates, SchedulerSettings
 from moesim.simulator.simulate import simulate
+from moesim.workloads.models import load_model
 from moesim.workloads.requests import Requests
-
-CACHE = KvCache.of  # made per test from a shipped model
 
 
 def scheduler_of(prompts, outputs, cache_bytes=1e12, **settings):
-    from moesim.workloads.models import load_model
-
-    lengths = [np.array(prompts), np.array(outputs)]
-    states = RequestStates.of(Requests(np.zeros(len(prompts)), *lengths, source="test"))
-    rank = RankScheduler(states, SchedulerSettings(**settings), CACHE(load_model("olmoe-1b-7b"), 1, 16), cache_bytes)
+    requests = Requests(np.zeros(len(prompts)), np.array(prompts), np.array(outputs), "test")
+    cache = KvCache.of(load_model("olmoe-1b-7b"), 1, 16)
+    rank = RankScheduler(RequestStates.of(requests), SchedulerSettings(**settings), cache, cache_bytes)
     for request in range(len(prompts)):
         rank.submit(request)
     return rank
@@ -27,7 +24,7 @@ def scheduler_of(prompts, outputs, cache_bytes=1e12, **settings):
 
 def steps_of(rank, most=1000):
     """Every step as {request: tokens}."""
-    steps = []
+    steps: list[dict[int, int]] = []
     while rank.outstanding and len(steps) < most:
         request, tokens = rank.schedule()
         steps.append(dict(zip(request.tolist(), tokens.tolist(), strict=True)))

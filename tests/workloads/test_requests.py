@@ -161,6 +161,8 @@ def test_references_to_files(tmp_path: Path) -> None:
         (CHAT | {"rate_per_s": -1}, "rate_per_s: must be > 0"),
         (CHAT | {"rate_per_s": "8 GB/s"}, "GB/s is in bytes/s"),
         (CHAT | {"concurrency": 0}, "concurrency: must be > 0"),
+        (CHAT | {"burstiness": 0}, "burstiness: must be > 0.0, got 0"),
+        (CHAT | {"rate_per_s": None, "burstiness": 2}, "`burstiness` needs `rate_per_s`"),
         (CHAT | {"prompt": 3}, "prompt: unknown key"),
         (CHAT | {"prompt_tokens": 0}, "prompt_tokens: must be > 0, got 0"),
         (CHAT | {"prompt_tokens": {"kind": "unifrom"}}, "did you mean `uniform`?"),
@@ -196,3 +198,42 @@ def test_requests_of_the_published_trace(reference_data: Path) -> None:
     assert len(requests) == 703
     assert requests.output_tokens.sum() == 215_438 + 703
     assert (requests.prompt_tokens == trace.first_decode_position).all()
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 0.5, 4.0])
+def test_burstiness_is_the_shape_of_the_gaps(burstiness: float) -> None:
+    bursty = CHAT | {"num_requests": 40_000, "burstiness": burstiness}
+    gaps = np.diff(load_requests(bursty, rng()).arrival_s, prepend=0.0)
+    assert gaps.mean() == pytest.approx(1 / 8, rel=0.03)
+    assert gaps.std() / gaps.mean() == pytest.approx(burstiness**-0.5, rel=0.03)
+
+
+def test_burstiness_one_is_poisson_to_the_last_bit() -> None:
+    expected = np.cumsum(rng().exponential(1 / 8, 4000))
+    np.testing.assert_array_equal(load_requests(CHAT | {"burstiness": 1}, rng()).arrival_s, expected)
+    np.testing.assert_array_equal(load_requests(CHAT, rng()).arrival_s, expected)
+
+
+def test_prefix_blocks_of_a_file(tmp_path: Path) -> None:
+    rows = ['{"arrival_s": 0, "prompt_tokens": 9, "output_tokens": 6, "hash_ids": [4, 5, 6]}']
+    rows += ['{"arrival_s": 0, "prompt_tokens": 3, "output_tokens": 6, "hash_ids": [4]}']
+    (tmp_path / "r.jsonl").write_text("\n".join(rows))
+    requests = load_requests({"kind": "file", "path": str(tmp_path / "r.jsonl"), "prefix_block_tokens": 4}, rng())
+    assert requests.prefix is not None
+    assert requests.prefix.full_blocks(requests.prompt_tokens) == [[4, 5], []]
+    requests.prefix.check(requests.prompt_tokens, "r")
+    head = requests.head(1).prefix
+    assert head is not None
+    assert head.ids.tolist() == [4, 5, 6]
+    other = load_requests(tmp_path / "r.jsonl", rng())
+    assert other.prefix is not None
+    with pytest.raises(DataError, match=r"r: request 0: hash_ids: must be one per 512 tokens .*, here 1, got 3"):
+        other.prefix.check(other.prompt_tokens, "r")
+
+
+@pytest.mark.parametrize("hashes", ["7", '"7"', "[1.5]", "[true]", "null", "[18446744073709551616]"])
+def test_hashes_must_be_whole_numbers(tmp_path: Path, hashes: str) -> None:
+    row = '{"arrival_s": 0, "prompt_tokens": 9, "output_tokens": 6, "hash_ids": '
+    (tmp_path / "r.jsonl").write_text(row + "[1]}\n" + row + hashes + "}\n")
+    with pytest.raises(DataError, match=r"r\.jsonl:2: hash_ids: must be a list of whole numbers"):
+        load_requests(tmp_path / "r.jsonl", rng())

@@ -17,7 +17,8 @@ from moesim.workloads.routing_trace import RoutingTrace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs/routing/gpt-oss-20b.npz"
 TRACE = "routing/gpt-oss-20b/gpt-oss-20b_decode_top4_ids.npz"
-PINNED = [[[18, 20, 22, 23], [0, 6, 7, 22]], [[5, 15, 16, 26], [5, 9, 19, 26]]]
+PINNED_UNIFORM = [[[25, 11, 1, 0], [15, 24, 20, 23]], [[10, 4, 17, 14], [1, 24, 0, 7]]]
+PINNED = [[[18, 19, 22, 23], [0, 5, 7, 22]], [[5, 14, 16, 26], [5, 10, 20, 26]]]
 
 
 def rng(seed: int = 7) -> np.random.Generator:
@@ -115,22 +116,41 @@ def test_all_experts_when_top_k_is_all() -> None:
     assert (drawn == np.arange(5)).all()
 
 
-def test_a_token_does_not_depend_on_its_batch() -> None:
-    router = TokenRouter(read_routing_profile(SHIPPED), rng())
+@pytest.mark.parametrize(
+    "profile", [read_routing_profile(SHIPPED), RoutingProfile.uniform(4, 60, 6)], ids=["recorded", "uniform"]
+)
+def test_a_token_does_not_depend_on_its_batch(profile: RoutingProfile) -> None:
+    router = TokenRouter(profile, rng())
     request, position = tokens(1000)
     whole = router.experts(request, position)
     order = rng(1).permutation(1000)
     np.testing.assert_array_equal(router.experts(request[order], position[order]), whole[order])
     for token in (0, 255, 256, 999):
         np.testing.assert_array_equal(router.experts(request[[token]], position[[token]])[0], whole[token])
-    again = TokenRouter(read_routing_profile(SHIPPED), rng()).experts(request.astype(np.int32), position)
+    again = TokenRouter(profile, rng()).experts(request.astype(np.int32), position)
     np.testing.assert_array_equal(again, whole)
     assert (TokenRouter(router.profile, rng(8)).experts(request, position) != whole).any(axis=(1, 2)).mean() > 0.99
 
 
 def test_the_stream_of_random_numbers_is_pinned() -> None:
-    drawn = TokenRouter(RoutingProfile.uniform(2, 32, 4), rng()).experts(np.array([0, 3]), np.array([0, 5]))
-    assert drawn.tolist() == PINNED
+    token = np.array([0, 3]), np.array([0, 5])
+    assert TokenRouter(RoutingProfile.uniform(2, 32, 4), rng()).experts(*token).tolist() == PINNED_UNIFORM
+    weights = np.array([np.arange(32) % 5 + 1.0, np.arange(32) % 3 + 1.0])
+    profile = RoutingProfile("", "", 4, limit_shares(weights, 4))
+    assert TokenRouter(profile, rng()).experts(*token).tolist() == PINNED
+
+
+@pytest.mark.parametrize("experts", [7, 8])  # 7 does not divide 2^16
+def test_uniform_sets_are_equally_likely_in_every_layer(experts: int) -> None:
+    k, layers, count = 3, 4, 50_000
+    drawn = TokenRouter(RoutingProfile.uniform(layers, experts, k), rng()).experts(*tokens(count))
+    sets = {chosen: index for index, chosen in enumerate(combinations(range(experts), k))}
+    expected = count / len(sets)
+    for layer in range(layers):
+        counts = np.bincount([sets[tuple(row)] for row in np.sort(drawn[:, layer]).tolist()], minlength=len(sets))
+        assert ((counts - expected) ** 2 / expected).sum() < len(sets) + 5 * np.sqrt(2 * len(sets))
+    same = (np.sort(drawn[:, 1:]) == np.sort(drawn[:, :-1])).all(axis=2).mean()
+    assert abs(same - 1 / len(sets)) < 5 / np.sqrt(len(sets) * count * (layers - 1))
 
 
 def test_neighbours_are_independent() -> None:

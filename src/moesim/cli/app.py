@@ -90,6 +90,10 @@ def simulate(
     concurrency: Annotated[
         int | None, typer.Option(help="Closed loop with so many requests in flight.", rich_help_panel=_WORKLOAD)
     ] = None,
+    warmup_requests: Annotated[
+        int | None,
+        typer.Option(help="Leave the first so many requests out of latency and throughput.", rich_help_panel=_WORKLOAD),
+    ] = None,
     routing: Annotated[
         str | None,
         typer.Option(
@@ -145,6 +149,7 @@ def simulate(
         "scheduler": scheduler,
         "num_requests": num_requests,
         "concurrency": concurrency,
+        "warmup_requests": warmup_requests,
         "parallelism.tp": tp,
         "parallelism.dp": dp,
         "parallelism.ep": ep,

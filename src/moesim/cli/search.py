@@ -24,6 +24,7 @@ _FLAGS = {
     "method": "--method",
     "time_limit_s": "--time-limit",
     "gap": "--gap",
+    "seed": "--seed",
 }
 _NEWS = {
     Status.OPTIMAL: "optimal",

@@ -72,9 +72,10 @@ def _facts_table(result: Result) -> Table:
 def _facts(s: Summary, devices: int) -> Iterator[tuple[str, str]]:
     """Label and text of each line."""
     dropped = f", {s['dropped_requests']:,} of zero length dropped" if s["dropped_requests"] else ""
+    warmup = f" after {s['warmup_requests']:,} of warm-up" if s["warmup_requests"] else ""
     preempted = f", {s['preemptions']:,} preemptions" if s["preemptions"] else ""
     rate = f"{number(s['requests_per_s'])}/s"
-    yield "requests", f"{s['requests']:,} in {seconds(s['duration_s'])}, {rate}{dropped}{preempted}"
+    yield "requests", f"{s['requests']:,}{warmup} in {seconds(s['duration_s'])}, {rate}{dropped}{preempted}"
     share = f", {number(s['output_tokens_per_s_per_device'])} per device" if devices > 1 else ""
     yield "throughput", f"{number(s['output_tokens_per_s'])} output tokens/s{share}"
     yield "", f"{number(s['total_tokens_per_s'])} tokens/s with prompts"
@@ -89,6 +90,8 @@ def _facts(s: Summary, devices: int) -> Iterator[tuple[str, str]]:
         f"compute {s['compute_utilization']:.1%} of the time, network {s['network_utilization']:.1%}",
     )
     yield "KV cache", f"at most {s['kv_used_fraction_peak']:.1%} of {s['kv_capacity_bytes_per_device'] / 1e9:.1f} GB"
+    if "prefix_hit_rate" in s:
+        yield "prefix cache", f"{s['prefix_hit_rate']:.1%} of prompt tokens found"
     if s["expert_load_imbalance"] is not None:
         rank = f", busiest rank {number(s['rank_load_imbalance_mean'])}x" if devices > 1 else ""
         yield "expert load", f"busiest expert {number(s['expert_load_imbalance'])}x the mean{rank}"

@@ -82,12 +82,13 @@ def test_without_time_for_the_solver_the_heuristic_is_returned():
     assert found.wall_s < 5
 
 
+@pytest.mark.slow
 def test_out_of_time_the_solver_keeps_what_it_has():
-    loads = np.random.default_rng(6).lognormal(0, 0.7, (2, 32))
+    loads = [*SKEWED, *[1] * 24]  # half of the gap closes in half a second, the rest not in ten
     heuristic = search_placement(loads, 32, 64, "lpt")
     began_s = time.monotonic()
-    found = search_placement(loads, 32, 64, "milp", time_limit_s=4)
-    assert time.monotonic() - began_s < 8
+    found = search_placement(loads, 32, 64, "milp", time_limit_s=5)
+    assert time.monotonic() - began_s < 7
     assert found.objective <= heuristic.objective
     assert found.bound >= heuristic.bound
     assert 0 < found.gap < heuristic.gap
@@ -172,6 +173,7 @@ def test_importing_the_package_is_cheap():
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 @pytest.mark.parametrize(("slots", "largest_gap"), [(32, 0.002), (40, 0.001)])
 def test_recorded_loads_are_balanced_better_than_by_eplb_in_every_layer(reference_data, slots, largest_gap):

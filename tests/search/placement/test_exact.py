@@ -18,6 +18,7 @@ def search(loads, devices, per_device, most_patterns=10_000):
     return LayerSearch(loads, start, loads.sum() / devices, most_patterns)
 
 
+@pytest.mark.slow
 def test_the_solver_finds_the_optimum_of_100_random_layers_and_proves_it():
     for loads, devices, per_device in random_problems(seed=10, number=100):
         layer = search(loads, devices, per_device)
@@ -59,7 +60,9 @@ def test_a_solver_without_time_answers_nothing_and_keeps_the_start():
     loads = np.random.default_rng(0).lognormal(0, 1, 16)
     patterns = find_patterns(loads, 4, 4, loads.sum() / 4 * 1.01, 10_000)
     assert patterns is not None
-    assert ask(patterns, greedy_placement(loads, 4, 4), time.monotonic() - 1) == Answer(None, refuted=False)
+    for left_s in (-1, 0, 0.001, 0.01, 0.02, 0.05):
+        answer = ask(patterns, greedy_placement(loads, 4, 4), time.monotonic() + left_s)
+        assert left_s > 0 or answer == Answer(None, refuted=False)
     layer = search(loads, 4, 4)
     before = layer.fullest
     layer.run(0.0, time.monotonic() - 1)
@@ -72,7 +75,7 @@ def test_large_layers_are_left_alone():
     assert not is_tractable(loads, start, loads.sum() / 8, 1000)
     assert is_tractable(loads[:8], greedy_placement(loads[:8], 4, 3), loads[:8].sum() / 4, 1000)
     layer = search(loads, 8, 10, most_patterns=10)
-    layer.run(0.0, time.monotonic() + FAR_S)
+    layer.run(0.0, time.monotonic() + 1)
     assert layer.too_large
 
 
