@@ -13,7 +13,7 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement beside what it is measured against, from the same run.
+    """One measurement beside what it is measured against: a rival in the same run, or a published figure.
 
     `better` says which is better, a higher or a lower value; `target` is how many times better than the peer the value
     should at least be, None if nothing is promised.
