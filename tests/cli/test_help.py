@@ -7,7 +7,22 @@ import sys
 
 import pytest
 
-COMMANDS = ["", "simulate", "models", "models list", "models show", "hardware", "hardware list", "hardware show"]
+COMMANDS = [
+    "",
+    "simulate",
+    "compare",
+    "sweep",
+    "roofline",
+    "latency",
+    "search",
+    "search placement",
+    "models",
+    "models list",
+    "models show",
+    "hardware",
+    "hardware list",
+    "hardware show",
+]
 HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pyomo", "scipy", "simpy", "yaml"}
 SCRIPT = """
 import contextlib, io, json, sys

@@ -25,7 +25,7 @@ def run(*arguments, **options):
 command.run = run
 main()
 """
-MESSAGE = "interrupted; an unfinished simulation writes nothing\n"
+MESSAGE = "interrupted; unfinished work is not written\n"
 
 
 @pytest.mark.usefixtures("plain")

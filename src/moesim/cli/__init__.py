@@ -26,5 +26,5 @@ def main() -> None:
         sys.exit(_WRONG_INPUT)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
-            sys.stderr.write("interrupted; an unfinished simulation writes nothing\n")
+            sys.stderr.write("interrupted; unfinished work is not written\n")
         raise
