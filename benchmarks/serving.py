@@ -4,6 +4,7 @@ Peers were measured once on two cores (Vidur with warm caches) or speak for them
 `python benchmarks/serving.py --million` also runs a million requests, which takes minutes.
 """
 
+import os
 import resource
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from moesim.simulator.scenario import load_scenario, prepare
 from moesim.simulator.simulate import build_step_simulator, run, serve
 from moesim.simulator.step_simulator import StepSimulator
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared/data"
-"""Published traces, where they have been downloaded; without them the distributions that ship stand in."""
+REFERENCE = Path(os.environ.get("MOESIM_REFERENCE_DATA", ""))
+"""Folder with published traces, where they have been downloaded; else the distributions that ship stand in."""
 AZURE = REFERENCE / "requests/azure/data/AzureLLMInferenceTrace_conv.csv"
 SHAREGPT = REFERENCE / "serving/llmservingsim/RTXPRO6000/Qwen3-30B-A3B-Instruct-2507/vllm/requests.jsonl"
 

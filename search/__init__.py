@@ -1,4 +1,4 @@
-"""Which choice is best: placement, batching, bit widths, accelerators."""
+"""Which choice is best: placement of experts, grids of scenarios, kept runs."""
 
 from moesim.search.solution import Solution, Status
 

@@ -1,4 +1,4 @@
-"""A grid of scenarios on several processes: the small sister of exploration."""
+"""A grid of scenarios on several processes."""
 
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence

@@ -64,7 +64,7 @@ def load_placement(
 
     Raises:
         ConfigError: the model is dense.
-        DataError: missing or broken file, a placement for another model, an expert without a slot, or slots that do
+        DataError: missing or broken file, a placement for another model or number of ranks, an expert without a slot, or slots that do
             not divide over the ranks.
     """
     if not model.moe_layers:
@@ -75,12 +75,12 @@ def load_placement(
     path = Path(base or ".") / Path(reference).expanduser()
     if not path.is_file():
         raise DataError(place, f"must be `{CONTIGUOUS}` or an existing JSON file", str(path))
-    slots = _read_slots(path, model)
+    slots = _read_slots(path, model, ep)
     _check_slots(slots, path, model, ep)
     return Placement(slots.astype(np.int32), ep)
 
 
-def _read_slots(path: Path, model: Model) -> NDArray[np.int64]:
+def _read_slots(path: Path, model: Model, ep: int) -> NDArray[np.int64]:
     place = str(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -92,6 +92,8 @@ def _read_slots(path: Path, model: Model) -> NDArray[np.int64]:
         raise DataError(place, 'must be an object with the keys "model" and "experts"')
     if document.get("model") != model.name:
         raise DataError(f"{place}: model", f"must be {model.name}", document.get("model"))
+    if document.get("devices", ep) != ep:
+        raise DataError(f"{place}: devices", f"must be the ep = {ep} ranks of the scenario", document["devices"])
     slots = _table(document["experts"])
     if slots is None:
         raise DataError(f"{place}: experts", "must be a table of expert numbers, equally many per layer")

@@ -195,7 +195,7 @@ class _Run:
         layer = answer["index"]
         self.take(layer, np.array(answer["slots"], dtype=np.int64))
         self.bounds[layer] = max(self.bounds[layer], answer["bound"])
-        self.stopped[layer] = Status.TIME_LIMIT
+        self.stopped[layer] = Status.TOO_LARGE if answer["too_large"] else Status.TIME_LIMIT
 
     def status(self, layer: int) -> Status:
         gap = relative_gap(self.fullest(layer), self.bounds[layer])

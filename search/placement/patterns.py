@@ -102,6 +102,8 @@ def _enumerate(expert: Ints, share: Floats, bottom: float, top: float, found: ND
         chosen[depth] += 1
         option, left = chosen[depth], slots - depth - 1
         tries += 1
+        if tries > _MOST_TRIES:
+            return _GAVE_UP
         if option >= options or total[depth] + share[option] * (left + 1) < bottom:
             depth -= 1  # those that follow are no heavier
             continue
@@ -115,7 +117,7 @@ def _enumerate(expert: Ints, share: Floats, bottom: float, top: float, found: ND
             total[depth] = here
             chosen[depth] = option
             continue
-        if count == len(found) or tries > _MOST_TRIES:
+        if count == len(found):
             return _GAVE_UP
         found[count] = chosen
         count += 1

@@ -52,6 +52,13 @@ def test_broken_placements_are_refused(tmp_path, slots, model, rule):
         load_placement(path, load_model("mixtral-8x7b"), 4)
 
 
+def test_a_placement_for_other_ranks_is_refused(tmp_path):
+    document = {"model": "mixtral-8x7b", "devices": 8, "experts": [list(range(8))] * 32}
+    (tmp_path / "p.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="devices: must be the ep = 4 ranks of the scenario, got 8"):
+        load_placement(str(tmp_path / "p.json"), load_model("mixtral-8x7b"), 4)
+
+
 def test_missing_and_cut_files_are_refused(tmp_path):
     model = load_model("mixtral-8x7b")
     with pytest.raises(DataError, match="existing JSON file"):

@@ -156,7 +156,8 @@ def _print(expert_loads: ExpertLoads, found: dict[str, Found], method: str, outp
     ]
     show("\n".join(lines), _methods_table(found, chosen), _verdict(chosen))
     if output is not None:
-        show(f"saved to {output}; moesim simulate --ep {value.placement.ep} --placement {output}")
+        ep = value.placement.ep
+        show(f"saved to {output}; use it with --ep {ep} --placement {output}")
 
 
 def _methods_table(found: dict[str, Found], chosen: Found) -> Any:

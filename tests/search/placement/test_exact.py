@@ -69,6 +69,12 @@ def test_a_solver_without_time_answers_nothing_and_keeps_the_start():
     assert layer.fullest == before
 
 
+def test_the_enumeration_gives_up_where_no_sum_fits():
+    weight = np.array([10.0 * (1 + index % 10) for index in range(64)])  # all sums are multiples of ten
+    with pytest.raises(TooManyPatternsError):
+        find_patterns(weight, 2, 32, weight.sum() / 2 + 0.6, 20_000)
+
+
 def test_large_layers_are_left_alone():
     loads = np.random.default_rng(1).lognormal(0, 1, 64)
     start = greedy_placement(loads, 8, 10)
