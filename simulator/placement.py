@@ -64,8 +64,8 @@ def load_placement(
 
     Raises:
         ConfigError: the model is dense.
-        DataError: missing or broken file, a placement for another model or number of ranks, an expert without a slot, or slots that do
-            not divide over the ranks.
+        DataError: missing or broken file, a placement for another model or other ranks, an expert without a slot, or
+            slots that do not divide over the ranks.
     """
     if not model.moe_layers:
         raise ConfigError(place, f"a placement needs routed experts, but {model.name} is dense", reference)

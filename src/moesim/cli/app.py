@@ -275,7 +275,9 @@ def search_placement(
     ] = None,
     method: Annotated[str, typer.Option(help="auto, milp (exact), lpt (heuristic), eplb or contiguous.")] = "auto",
     time_limit: Annotated[float, typer.Option(help="Seconds for the exact solver, which is killed then.")] = 10.0,
-    gap: Annotated[float, typer.Option(help="How much lower a layer's fullest device could still be, as a fraction of it, to stop there.")] = 1e-4,
+    gap: Annotated[
+        float, typer.Option(help="Stop in a layer when its fullest device could fall by no more than this share.")
+    ] = 1e-4,
     seed: Annotated[int, typer.Option(help="Seed of the heuristic's random draws.")] = 0,
     model: Annotated[
         str | None, typer.Option(help="Model of the placement, where the file does not name it: shipped, or a file.")
