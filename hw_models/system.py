@@ -54,11 +54,6 @@ class System:
         return min(self.config.devices_per_node, self.device_count)
 
     @property
-    def node_count(self) -> int:
-        """Nodes in the system."""
-        return self.device_count // self.devices_per_node
-
-    @property
     def memory_bytes(self) -> float:
         """DRAM capacity of one device."""
         return self.device.memory_bytes

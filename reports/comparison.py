@@ -1,9 +1,8 @@
 """Runs side by side: the numbers people compare, their ratios to a base run, and what makes the difference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moesim.errors import DataError
 from moesim.reports.latency import Run, load_run
@@ -93,7 +92,7 @@ def operator_rows(runs: Sequence[ComparedRun], most: int = 8) -> list[OperatorRo
     Seconds are busy seconds per device divided by the output tokens of the whole run, so they add up to the time that
     the devices spend per output token, and runs of different length can be compared.
     """
-    times = [_operator_seconds(run.result.summary) for run in runs]
+    times = [_operator_seconds(run.result) for run in runs]
     names = dict.fromkeys(name for per_run in times for name in per_run)
     rows = [_operator_row(name, [per_run.get(name, 0.0) for per_run in times], runs) for name in names]
     return sorted(rows, key=lambda row: (-max(map(abs, row.differences)), -max(row.seconds)))[:most]
@@ -104,6 +103,6 @@ def _operator_row(name: str, seconds: Sequence[float], runs: Sequence[ComparedRu
     return OperatorRow(name, tuple(seconds), differences)
 
 
-def _operator_seconds(summary: Mapping[str, Any]) -> dict[str, float]:
-    tokens = summary["output_tokens"]
-    return {key[5:-2]: value / tokens for key, value in summary.items() if key.startswith("time_")}
+def _operator_seconds(result: Result) -> dict[str, float]:
+    tokens = int(result.tables["requests"]["output_tokens"].sum())  # like the times, of warm-up requests too
+    return {key[5:-2]: value / tokens for key, value in result.summary.items() if key.startswith("time_")}

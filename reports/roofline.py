@@ -43,10 +43,6 @@ class Roof:
     peak_bytes_per_s: float
     sustained_bytes_per_s: float
 
-    def attainable_flops_per_s(self, intensity_flops_per_byte: float) -> float:
-        """The data sheet's roof at an arithmetic intensity."""
-        return min(self.peak_flops_per_s, intensity_flops_per_byte * self.peak_bytes_per_s)
-
 
 @dataclass(frozen=True)
 class PlottedStep:

@@ -108,8 +108,9 @@ class StepSimulator:
         timeline = self._run(graph)
         energy_j = np.concatenate([*(price.energy_j for price in prices), (0.0, 0.0)])
         extrapolated = np.concatenate([*(price.extrapolated for price in prices), (False, False)])
-        self._account(time_s, energy_j, extrapolated, table)
-        waiting_j = self._waiting_j(time_s, timeline.makespan_s)
+        elapsed_s = self._elapsed(time_s)
+        self._account(time_s, elapsed_s, energy_j, extrapolated, table)
+        waiting_j = self._waiting_j(elapsed_s, timeline)
         self.totals.waiting_j += waiting_j
         step_energy_j, imbalance = float(energy_j @ self.tasks_per_row) + waiting_j, _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
@@ -140,22 +141,23 @@ class StepSimulator:
     def _account(
         self,
         time_s: NDArray[np.float64],
+        elapsed_s: NDArray[np.float64],
         energy_j: NDArray[np.float64],
         extrapolated: NDArray[np.bool_],
         table: OperatorTable,
     ) -> None:
         totals, rows = self.totals, len(table)
         totals.time_s += time_s
-        totals.elapsed_s += self._elapsed(time_s, rows)
+        totals.elapsed_s += elapsed_s
         totals.energy_j += energy_j
         totals.flops[:rows] += table.flops
         totals.bytes[:rows] += table.weight_bytes_read + table.read_bytes + table.write_bytes
         totals.extrapolated_s += np.where(extrapolated, time_s, 0.0)
         totals.steps += 1
 
-    def _elapsed(self, time_s: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    def _elapsed(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """The cost vector with each operator's longest part under the first processor, and nothing under the others."""
-        count = len(self.processors)
+        count, rows = len(self.processors), self.plan.rows
         if count == 1:
             return time_s
         elapsed = time_s.copy()
@@ -163,14 +165,15 @@ class StepSimulator:
         elapsed[:rows] = time_s[: count * rows].reshape(count, rows).max(axis=0)
         return elapsed
 
-    def _waiting_j(self, time_s: NDArray[np.float64], makespan_s: float) -> float:
+    def _waiting_j(self, elapsed_s: NDArray[np.float64], timeline: Timeline) -> float:
         """Active energy of devices that compute nothing: collectives are kernels that poll, and so is waiting in them.
 
-        Prices of operators hold their own active energy. While a blocking host prepares the step, devices are idle.
+        Prices of operators hold their own active energy. While only the host works, devices are idle.
         """
         rows, devices = self.plan.rows, self.plan.dp * self.plan.tp
-        computing_s = self._elapsed(time_s, rows)[:rows] @ self.tasks_per_row[:rows]
-        at_work_s = makespan_s - (0.0 if self.async_host else self.host_overhead_s)
+        computing_s = elapsed_s[:rows] @ self.tasks_per_row[:rows]
+        end_s = timeline.finish_s[1:].max()  # the host is task 0
+        at_work_s = float(end_s) - (0.0 if self.async_host else self.host_overhead_s)
         return self.system.device.active_w * max(0.0, devices * at_work_s - float(computing_s))
 
 

@@ -35,6 +35,12 @@ def test_operators_are_sorted_by_their_difference_and_add_up(runs):
     assert all(row.differences[0] == 0 for row in rows)
 
 
+def test_warm_up_does_not_change_the_time_per_token(runs):
+    warmed = simulate("quickstart", ["num_requests=8", "system=a100-sxm-1", "warmup_requests=4"])
+    both = [runs[0], ComparedRun("warmed", warmed, 0)]
+    assert all(row.differences == (0, 0) for row in operator_rows(both, most=100))
+
+
 def test_an_undefined_metric_has_no_ratio(runs):
     one = simulate("quickstart", ["num_requests=3", "requests.output_tokens=1"])
     rows = metric_rows([ComparedRun("one", one, 0), ComparedRun("h200", runs[1].result, 0)])

@@ -6,7 +6,7 @@ import pytest
 from moesim.configs.loader import shipped
 from moesim.errors import InputError
 from moesim.hw_models.device import load_device
-from moesim.reports.roofline import Roof, plotted_steps, rooflines, roofs
+from moesim.reports.roofline import plotted_steps, rooflines, roofs
 from moesim.reports.roofline_figure import draw_roofline, limits_of, roofline_figure, step_colours
 from moesim.reports.style import new_figure, save
 from moesim.workloads.models import load_model
@@ -126,11 +126,6 @@ def test_two_processors_have_roofs_of_their_own():
     assert pim.peak_bytes_per_s > by_processor["xpu"][0].peak_bytes_per_s
     one_token = of_kind(panel("mixtral-8x7b", "duplex", [1]), "routed experts")
     assert {roof.processor for point in one_token for roof in point.roofs} == {"pim"}
-
-
-def test_a_roof_bends_at_its_corner():
-    roof = Roof("gpu", "bf16", 100.0, 90.0, 10.0, 9.0)
-    assert [roof.attainable_flops_per_s(x) for x in (1.0, 10.0, 100.0)] == [10.0, 100.0, 100.0]
 
 
 @pytest.mark.parametrize(
