@@ -20,7 +20,7 @@ MOST_RUNS = 12
 _NEEDED = {
     "operators": {"operator", "layer", "device", "time_s"},
     "devices": {"device", "compute_busy_s", "network_busy_s"},
-    "requests": {"ttft_s", "tpot_s"},
+    "requests": {"ttft_s", "tpot_s", "warmup"},
     "steps": {"duration_s"},
 }
 _BUSY = "_busy_s"
@@ -150,6 +150,12 @@ def device_shares(result: Result) -> dict[str, Floats]:
     processors = busy if len(busy) > 1 else {COMPUTE: compute}
     shares = {name: values / duration_s for name, values in {**processors, NETWORK: network}.items()}
     return {**shares, IDLE: np.maximum(0.0, 1.0 - sum(shares.values(), np.zeros(len(network))))}
+
+
+def request_ecdf(result: Result, metric: str) -> tuple[Floats, Floats]:
+    """`ecdf` of a latency (`ttft_s`, `tpot_s`) over the requests that are no warm-up."""
+    requests = result.tables["requests"]
+    return ecdf(np.asarray(requests[metric])[~np.asarray(requests["warmup"])])
 
 
 def ecdf(values: NDArray[Any]) -> tuple[Floats, Floats]:

@@ -13,8 +13,8 @@ from moesim.reports.latency import (
     NETWORK,
     Run,
     device_shares,
-    ecdf,
     mean_step_s,
+    request_ecdf,
     step_time_by_kind,
     step_time_by_layer,
     steps,
@@ -163,7 +163,7 @@ def draw_distribution(axes: "Axes", runs: Sequence[Run], metric: str) -> "Axes":
     """
     drawn = []
     for index, run in enumerate(runs):
-        times_s, fractions = ecdf(run.result.tables["requests"][metric])
+        times_s, fractions = request_ecdf(run.result, metric)
         if len(times_s):
             axes.plot([times_s[0], *times_s], [0, *fractions], drawstyle="steps-post", **series_line(index))
             drawn += [times_s[0], times_s[-1]]

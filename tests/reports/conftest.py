@@ -33,7 +33,11 @@ def make_result(*, ttft_s=(3.0, 1.0, 2.0, 2.0), tpot_s=(0.1, np.nan, 0.3, 0.2), 
             "network_busy_s": np.array([1.0, 3.0]),
             **{f"{name}_busy_s": values for name, values in busy.items()},
         },
-        "requests": {"ttft_s": np.array(ttft_s), "tpot_s": np.array(tpot_s)},
+        "requests": {
+            "ttft_s": np.array(ttft_s),
+            "tpot_s": np.array(tpot_s),
+            "warmup": np.zeros(len(ttft_s), dtype=bool),
+        },
         "steps": {"duration_s": np.full(STEPS, 2.0)},
         "experts": {"tokens": np.zeros(0)},
     }

@@ -17,6 +17,7 @@ from moesim.reports.latency_figure import (
     latency_figure,
 )
 from moesim.reports.style import OTHER, kind_of, new_figure, save
+from moesim.simulator.simulate import simulate
 from tests.reports.conftest import DEVICES, OPERATORS, STEPS, make_result
 
 
@@ -164,3 +165,11 @@ def test_a_result_without_a_column_is_refused(tmp_path):
 def test_every_operator_of_a_simulation_has_a_kind(reference_run):
     for name in set(reference_run.tables["operators"]["operator"]):
         assert kind_of(name) is not OTHER
+
+
+def test_warm_up_requests_are_not_part_of_the_distributions():
+    result = simulate("quickstart", ["num_requests=8", "warmup_requests=3"])
+    values, fractions = latency.request_ecdf(result, "ttft_s")
+    assert len(values) == 5
+    assert values.tolist() == sorted(result.tables["requests"]["ttft_s"][3:].tolist())
+    assert fractions[-1] == 1

@@ -169,5 +169,4 @@ def _device_facts(run: latency.Run) -> dict[str, Any]:
 
 def _latency_facts(run: latency.Run) -> dict[str, Any]:
     """Times in ascending order; the i-th of n is reached by (i + 1) / n of the requests."""
-    requests = run.result.tables["requests"]
-    return {metric: latency.ecdf(requests[metric])[0].tolist() for metric in ("ttft_s", "tpot_s")}
+    return {metric: latency.request_ecdf(run.result, metric)[0].tolist() for metric in ("ttft_s", "tpot_s")}
