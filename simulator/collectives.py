@@ -1,7 +1,8 @@
 """What devices send each other in one step, as rows that the interconnect prices.
 
-Within each tensor-parallel group: sums and gathers of the group's tokens. Across the replica, with data-parallel
-attention: dispatch and combine, each device's share from the real token traffic of each MoE layer.
+Within each tensor-parallel group: sums and gathers of the group's tokens. Across the stage, with data-parallel
+attention: dispatch and combine, each device's share from the real token traffic of each MoE layer. To the next pipeline
+stage: the hidden states, each device of a tensor-parallel group a part of them.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ GROUP_KINDS = {
 }
 """Collectives of a tensor-parallel group: name in results -> primitive."""
 EXCHANGES = ("dispatch", "combine")
+SEND = "stage_send"
+"""Hidden states on their way to the next pipeline stage."""
 
 
 class Traffic(NamedTuple):
@@ -38,11 +41,11 @@ class CollectivePlan:
         rank_nodes: int32[ep rank, 2], first and last node of each expert-parallel rank.
 
     Rows: each of `GROUP_KINDS` for each data-parallel rank (if tp > 1), then dispatch and combine for each MoE layer
-    and device (if dp > 1).
+    and device (if dp > 1), then a send for each data-parallel rank (if another stage follows).
     """
 
-    def __init__(self, plan: OperatorPlan, devices_per_node: int) -> None:
-        """Build the plan for a replica whose device `d` is in node `d // devices_per_node`."""
+    def __init__(self, plan: OperatorPlan, devices_per_node: int, first_device: int = 0) -> None:
+        """Build the plan for a stage on the devices from `first_device` on, `devices_per_node` of which are a node."""
         self.plan = plan
         self.devices = plan.dp * plan.tp
         self.node = np.arange(self.devices) // devices_per_node
@@ -50,23 +53,26 @@ class CollectivePlan:
         self.rank_nodes = np.stack([self.node[last - plan.moe_tp + 1], self.node[last]], axis=1).astype(np.int32)
         self.moe_layers = len(plan.experts.layers) if plan.experts and plan.dp > 1 else 0
         self.group_rows = len(GROUP_KINDS) * plan.dp if plan.tp > 1 else 0
-        self.rows = self.group_rows + len(EXCHANGES) * self.moe_layers * self.devices
+        self.first_send = self.group_rows + len(EXCHANGES) * self.moe_layers * self.devices
+        self.rows = self.first_send + (0 if plan.is_last else plan.dp)
+        self.sends_far = first_device // devices_per_node != (first_device + self.devices) // devices_per_node
         self.names = self._names()
         self._kind = np.array([COLLECTIVES.index(GROUP_KINDS.get(name, "all_to_all")) for name in self.names], np.int8)
         self._ranks, self._nodes = self._spans()
 
     def _names(self) -> list[str]:
         groups = [name for name in GROUP_KINDS for _ in range(self.plan.dp)] if self.group_rows else []
-        return groups + [name for name in EXCHANGES for _ in range(self.moe_layers * self.devices)]
+        exchanges = [name for name in EXCHANGES for _ in range(self.moe_layers * self.devices)]
+        return groups + exchanges + [SEND] * (self.rows - self.first_send)
 
     def _spans(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Devices and nodes that take part, per row."""
         tp = self.plan.tp
         nodes = [len(np.unique(self.node[rank * tp : (rank + 1) * tp])) for rank in range(self.plan.dp)]
-        exchanges = self.rows - self.group_rows
+        exchanges, sends = self.first_send - self.group_rows, self.rows - self.first_send
         groups = nodes * len(GROUP_KINDS) if self.group_rows else []
-        ranks = [tp] * self.group_rows + [self.devices] * exchanges
-        spans = groups + [len(np.unique(self.node))] * exchanges
+        ranks = [tp] * self.group_rows + [self.devices] * exchanges + [2] * sends
+        spans = groups + [len(np.unique(self.node))] * exchanges + [1 + self.sends_far] * sends
         return np.array(ranks, np.int32), np.array(spans, np.int32)
 
     def group_row(self, kind: str, rank: int) -> int:
@@ -76,6 +82,10 @@ class CollectivePlan:
     def exchange_row(self, kind: str, moe_layer: int, device: int) -> int:
         """Row of `device`'s part in the dispatch or combine of the MoE layer number `moe_layer`."""
         return self.group_rows + (EXCHANGES.index(kind) * self.moe_layers + moe_layer) * self.devices + device
+
+    def send_row(self, rank: int) -> int:
+        """Row of the send of each device of data-parallel rank `rank`."""
+        return self.first_send + rank
 
     def table(self, features: NDArray[np.float64], traffic: Traffic) -> CollectiveTable:
         """The rows of one step.
@@ -88,17 +98,23 @@ class CollectivePlan:
         payload[: self.group_rows] = self._group_bytes(features)
         exchanged = np.zeros((4, self.rows))
         if self.moe_layers:
-            exchanged[:, self.group_rows :] = self._exchange_bytes(traffic)
+            exchanged[:, self.group_rows : self.first_send] = self._exchange_bytes(traffic)
+        if self.first_send < self.rows:
+            exchanged[2 * self.sends_far, self.first_send :] = self._hidden_bytes(features) / self.plan.tp
         return CollectiveTable(self._kind, self._ranks, self._nodes, payload, *exchanged)
 
     def _group_bytes(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bytes of the summed or gathered tensor, in the order of the group rows."""
         if not self.group_rows:
             return np.zeros(0)
-        hidden = features[:, TOKENS] * (self.plan.model.hidden * self.plan.activation_bytes)
+        hidden = self._hidden_bytes(features)
         logits = features[:, SAMPLES] * (self.plan.model.vocabulary * self.plan.activation_bytes)
         columns: Sequence[NDArray[np.float64]] = [logits if name == "logits_gather" else hidden for name in GROUP_KINDS]
         return np.concatenate(columns)
+
+    def _hidden_bytes(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """float64[dp rank]: the hidden states of a rank's tokens."""
+        return features[:, TOKENS] * (self.plan.model.hidden * self.plan.activation_bytes)
 
     def _exchange_bytes(self, traffic: Traffic) -> NDArray[np.float64]:
         """float64[4, row]: bytes that each device sends and receives, in its node and between nodes.

@@ -11,6 +11,7 @@ Every message reads `place: rule, got value`.
 """
 
 from collections.abc import Sequence
+from types import TracebackType
 
 
 class MoeSimError(Exception):
@@ -56,3 +57,32 @@ class CapacityError(InputError):
 
 class GraphError(MoeSimError):
     """A task graph breaks the rules of the engines."""
+
+
+class NotedErrors:
+    """Notes the input errors of `with` blocks and goes on, so that a user sees everything at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[InputError] = []
+
+    def __enter__(self) -> None:
+        """Start of a block."""
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        """End of a block; its input error is noted, another one goes its way."""
+        if isinstance(error, InputError):
+            self.errors.append(error)
+        return isinstance(error, InputError)
+
+    def raise_all(self) -> None:
+        """Raise the error, or one with the messages of all; nothing if there is none."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            first = self.errors[0]
+            kind = type(first) if len(set(map(type, self.errors))) == 1 else InputError
+            joined = kind(first.place, first.rule, first.got)
+            joined.args = ("\n".join(str(error) for error in self.errors),)
+            raise joined

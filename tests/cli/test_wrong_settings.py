@@ -100,7 +100,7 @@ def test_all_broken_rules_of_a_file_at_once(refused, folder):
         "wrong.yaml:1:1: system: required",
         "wrong.yaml:2:1: systm: unknown key; did you mean `system`?",
         "wrong.yaml:4:15: parallelism.tp: must be > 0, got 0",
-        "wrong.yaml:4:22: parallelism.epp: unknown key; did you mean `ep`?",
+        "wrong.yaml:4:22: parallelism.epp: unknown key; did you mean `pp` or `ep`?",
         "wrong.yaml:6:3: scheduler.async_host: must be true or false, got 3",
         "wrong.yaml:7:1: seed: must be >= 0, got -3",
     ]

@@ -26,9 +26,9 @@ def steps_of(rank, most=1000):
     """Every step as {request: tokens}."""
     steps: list[dict[int, int]] = []
     while rank.outstanding and len(steps) < most:
-        request, tokens = rank.schedule()
+        request, _, tokens = rank.schedule()
         steps.append(dict(zip(request.tolist(), tokens.tolist(), strict=True)))
-        rank.complete(request, tokens)
+        rank.complete(request)
     return steps
 
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from moesim.simulator.scenario import load_scenario, prepare
-from moesim.simulator.simulate import build_step_simulator, serve
+from moesim.simulator.simulate import build_pipelines, serve
 
 
 def outcomes_of(scenario):
     """Every step of a run, with the simulator that played them."""
     setup = prepare(*load_scenario(scenario))
-    simulator = build_step_simulator(setup)
+    pipelines = build_pipelines(setup)
     outcomes = []
-    serve(setup, simulator, on_step=lambda *values: outcomes.append(values[2]))
-    return simulator, outcomes
+    serve(setup, pipelines, on_step=lambda _number, _replica, passage: outcomes.extend(passage.outcomes))
+    return pipelines[0].stages[0], outcomes
 
 
 def stream_sums(graph, kind=None):

@@ -120,6 +120,11 @@ def simulate(
     tp: Annotated[int | None, typer.Option(help="Tensor parallelism.", rich_help_panel=_CUTS)] = None,
     dp: Annotated[int | None, typer.Option(help="Data parallelism of attention.", rich_help_panel=_CUTS)] = None,
     ep: Annotated[int | None, typer.Option(help="Expert parallelism.", rich_help_panel=_CUTS)] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline parallelism.", rich_help_panel=_CUTS)] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the model.", rich_help_panel=_CUTS)] = None,
+    load_balancing: Annotated[
+        str | None, typer.Option(help="least_outstanding, round_robin or cache_aware.", rich_help_panel=_CUTS)
+    ] = None,
     placement: Annotated[
         str | None, typer.Option(help="contiguous, or a placement file.", rich_help_panel=_CUTS)
     ] = None,
@@ -153,6 +158,9 @@ def simulate(
         "parallelism.tp": tp,
         "parallelism.dp": dp,
         "parallelism.ep": ep,
+        "parallelism.pp": pp,
+        "replicas": replicas,
+        "load_balancing": load_balancing,
         "placement": placement,
         "engine": engine,
         "seed": seed,
