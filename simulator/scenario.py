@@ -32,6 +32,9 @@ REFERENCES: Mapping[str, Finder] = {
     "system.device": "devices",
     "requests": "requests",
     "scheduler": "schedulers",
+    "pools.*.system": system_document,
+    "pools.*.system.device": "devices",
+    "pools.*.scheduler": "schedulers",
 }
 """Keys of a scenario that name other configurations, and where those are found."""
 

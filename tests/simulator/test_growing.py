@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.simulator.growing import GrowingTable, counted_percentiles
+from moesim.simulator.growing import BLOCK_ROWS, GrowingTable, counted_percentiles
 
 
 def test_rows_come_back_in_order_however_many():
@@ -13,6 +13,19 @@ def test_rows_come_back_in_order_however_many():
     assert len(table) == 5000
     assert table["a"].tolist() == list(range(5000))
     assert table["b"][-1] == -4999
+
+
+def test_long_tables_go_to_disk_and_can_go_on_growing_after_a_look():
+    table = GrowingTable(("a", "b"))
+    expected = np.arange(2.5 * BLOCK_ROWS)
+    for row, number in enumerate(expected):
+        if row == 2 * BLOCK_ROWS:
+            assert np.array_equal(table["a"], expected[:row])
+        table.append((number, -number))
+    kept = table["b"]
+    assert len(table) == len(kept) == len(expected)
+    del table
+    assert np.array_equal(kept, -expected)  # a column outlives its table
 
 
 def test_an_empty_table_has_empty_columns():

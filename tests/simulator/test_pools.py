@@ -68,6 +68,16 @@ def test_pools_of_other_hardware_serve_side_by_side(tiny):
     assert result.summary["output_tokens_per_s_per_device"] * 3 == pytest.approx(result.summary["output_tokens_per_s"])
 
 
+def test_settings_of_a_pool_can_be_edited_where_it_names_others(tiny):
+    edits = ["pools.decode.scheduler=sglang", "pools.decode.scheduler.token_budget=99"]
+    edits += ["pools.decode.system.device_count=2", "pools.prefill.system.device.idle_power.value=1 W"]
+    setup = prepare(*load_scenario(apart(tiny, pools={"decode": DECODE | {"system": "h100-sxm-1"}}), edits))
+    prefill, decode = setup.pools
+    assert (decode.scheduler.token_budget, decode.scheduler.prefill) == (99, "alone")
+    assert (decode.system.device_count, prefill.system.idle_w) == (2, 1.0)
+    assert prefill.scheduler == setup.scenario.scheduler
+
+
 # --- the router --------------------------------------------------------------------------------------------------
 
 
