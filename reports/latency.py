@@ -21,7 +21,7 @@ _NEEDED = {
     "operators": {"operator", "layer", "device", "time_s"},
     "devices": {"device", "steps", "compute_busy_s", "network_busy_s"},
     "requests": {"ttft_s", "tpot_s", "warmup"},
-    "steps": {"duration_s"},
+    "steps": {"duration_s", "repeats"},
 }
 _BUSY = "_busy_s"
 COMPUTE, NETWORK, IDLE = "compute", "network", "idle"
@@ -79,7 +79,7 @@ def load_run(folder: Path) -> Result:
 
 def steps(result: Result) -> int:
     """Steps that the run took."""
-    return len(result.tables["steps"]["duration_s"])
+    return int(result.tables["steps"]["repeats"].sum())
 
 
 def _seconds_per_step(result: Result) -> Floats:
@@ -109,7 +109,7 @@ def step_time_by_kind(result: Result) -> dict[Kind, float]:
 
 def mean_step_s(result: Result) -> float:
     """Mean duration of a step."""
-    return float(np.mean(result.tables["steps"]["duration_s"]))
+    return float(np.sum(result.tables["steps"]["duration_s"])) / steps(result)
 
 
 def waiting_s(result: Result) -> float:

@@ -34,16 +34,16 @@ class Pipeline:
         stages = tuple(_stage(pool, first, stage, model, engine) for stage in range(pool.parallelism.pp))
         return cls(pool, stages, router)
 
-    def run(self, step: Step) -> list[StepOutcome]:
-        """Simulate `step` on every stage, each on its own clock, and add it to their totals."""
+    def run(self, step: Step, repeats: int = 1) -> list[StepOutcome]:
+        """Simulate `step` on every stage, each on its own clock, and add it, so many times, to their totals."""
         if self.router is None:
-            return [stage.run(step, None) for stage in self.stages]
+            return [stage.run(step, None, repeats) for stage in self.stages]
         tokens = step.tokens()
         routed = Routed(tokens, self.router.experts(tokens.request, tokens.position))
         if len(self.stages) == 1:
-            return [self.stages[0].run(step, routed)]
+            return [self.stages[0].run(step, routed, repeats)]
         parts = zip(self.stages, self._moe_layers, strict=True)
-        return [stage.run(step, routed.in_layers(part)) for stage, part in parts]
+        return [stage.run(step, routed.in_layers(part), repeats) for stage, part in parts]
 
     @cached_property
     def _moe_layers(self) -> list[slice]:

@@ -76,6 +76,11 @@ class Scenario(Config):
         0, ge=0, description="the first so many requests are simulated but left out of latency and throughput"
     )
     scheduler: SchedulerSettings = SchedulerSettings()
+    fast_forward: PositiveInt = Field(
+        1,
+        description="while a batch decodes unchanged, play one step for up to so many; requests that arrive meanwhile "
+        "wait for their end",
+    )
     seed: int = Field(0, ge=0, description="seed of every random draw")
     engine: Literal["compiled", "simpy"] = Field("compiled", description="which engine plays the task graphs")
 

@@ -305,12 +305,34 @@ class RankScheduler:
             return False
         return chunk < int(self._uncomputed(np.array([request]))[0])
 
-    def complete(self, request: Indices) -> Completed:
-        """Account a finished step, the sequences of which on this rank are `request`."""
+    def repeats(self, scheduled: Scheduled, most: int) -> int:
+        """How many steps, up to `most`, would be `scheduled` again if nothing arrived.
+
+        That is until a sequence ends or the cache is full; 1 if not all sequences decode. What waits could not start in
+        this step, and in the next ones there is less room.
+        """
+        states, request = self.states, scheduled.request
+        if len(request) < len(self.running) or not (states.generated[request] > 0).all():
+            return 1
+        left = states.output[request] - states.generated[request]
+        repeats = min(most, int(left.min(initial=most)))
+        while repeats > 1 and self._growth(request, np.full(len(request), repeats - 1)).sum() > self.free_bytes:
+            repeats //= 2
+        return repeats if (scheduled.new_tokens == 1).all() else 1
+
+    def repeat(self, scheduled: Scheduled, repeats: int) -> None:
+        """Schedule the same sequences for the next steps too, so that there are `repeats`."""
+        tokens = np.full(len(scheduled.request), repeats - 1)
+        self._reserve(scheduled.request, tokens, self._growth(scheduled.request, tokens))
+        self.states.computed[scheduled.request] += tokens
+
+    def complete(self, request: Indices, repeats: int = 1) -> Completed:
+        """Account a finished step, or so many equal ones, the sequences of which on this rank are `request`."""
         states = self.states
         states.in_flight[request] -= 1
-        sampled = request[(self._uncomputed(request) == 0) & (states.in_flight[request] == 0)]
-        states.generated[sampled] += 1
+        known = states.prompt[request] + states.generated[request] + repeats - 1
+        sampled = request[(known == states.computed[request]) & (states.in_flight[request] == 0)]
+        states.generated[sampled] += repeats
         done = states.generated[sampled] == states.output[sampled]
         finished, parked = sampled[done], sampled[~done] if self.parks else sampled[:0]
         if len(finished):

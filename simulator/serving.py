@@ -19,7 +19,6 @@ from moesim.simulator.replica import Passage, Replica
 from moesim.simulator.scheduler import RankScheduler, RequestStates
 from moesim.simulator.serving_record import ServingRecord, StepMeasures
 from moesim.workloads.requests import Requests
-from moesim.workloads.steps import Step
 
 Progress = Callable[[int], None]
 """Called with the number of finished requests, whenever it grows."""
@@ -64,6 +63,7 @@ class ServingLoop:
         load_balancing: how requests are dealt over the ranks of all replicas of a role.
         on_progress, on_step: observers.
         warmup_requests: so many are left out of the gaps between tokens.
+        fast_forward: most decode steps of an unchanged batch for which one is played.
     """
 
     requests: Requests
@@ -72,6 +72,7 @@ class ServingLoop:
     on_progress: Progress | None = None
     on_step: Observer | None = None
     warmup_requests: int = 0
+    fast_forward: int = 1
 
     def run(self) -> ServingRecord:
         """Serve every request; returns when the last one has its last token."""
@@ -93,8 +94,8 @@ class ServingLoop:
     def _build_ranks(self) -> list[Rank]:
         ranks: list[Rank] = []
         for number, pipeline in enumerate(self.pipelines):
-            events = (self._note_start, self._complete, self._start_pull)
-            replica = Replica(self.env, number, pipeline, self.states, *events)
+            events = (self._next_arrival_s, self._note_start, self._complete, self._start_pull)
+            replica = Replica(self.env, number, pipeline, self.states, self.fast_forward, *events)
             for index, scheduler in enumerate(replica.ranks):
                 links = simpy.Resource(self.env), simpy.Resource(self.env)
                 ranks.append(Rank(len(ranks), replica, index, scheduler, *links))
@@ -124,6 +125,12 @@ class ServingLoop:
             self.record.prefill_replica[request] = rank.replica.number
         self.next_request = last
 
+    def _next_arrival_s(self) -> float:
+        """When the next request arrives; infinite if that depends on completions."""
+        if self.requests.concurrency is not None or self.next_request == len(self.requests):
+            return np.inf
+        return float(self.requests.arrival_s[self.next_request])
+
     def _deal(self, request: int, group: Group) -> Rank:
         """Send a request to one of the ranks of `group`."""
         rank = group.ranks[self.policy(group.schedulers, request, group.dealt)]
@@ -142,13 +149,13 @@ class ServingLoop:
         if self.on_step:
             self.on_step(number, replica.number, passage)
 
-    def _complete(self, replica: Replica, step: Step) -> None:
+    def _complete(self, replica: Replica, passage: Passage) -> None:
         """Tokens appear at the end of the step that computed them."""
-        finished = 0
+        finished, step = 0, passage.step
         for rank in self._ranks_of[replica.number]:
             mine = step.rank == rank.index
             if mine.any():
-                finished += self._complete_rank(rank, step.request[mine])
+                finished += self._complete_rank(rank, step.request[mine], passage.repeats)
         if finished:
             self.finished += finished
             if self.requests.concurrency is not None:
@@ -156,11 +163,11 @@ class ServingLoop:
             if self.on_progress:
                 self.on_progress(self.finished)
 
-    def _complete_rank(self, rank: Rank, request: Ints) -> int:
-        """Account a rank's part of a step; returns how many requests are done."""
-        sampled, finished, parked = rank.scheduler.complete(request)
+    def _complete_rank(self, rank: Rank, request: Ints, repeats: int) -> int:
+        """Account a rank's part of a step, or of so many equal ones; returns how many requests are done."""
+        sampled, finished, parked = rank.scheduler.complete(request, repeats)
         is_first = self.states.generated[sampled] == 1
-        self.record.note_tokens(sampled, is_first, self.env.now, self.warmup_requests)
+        self.record.note_tokens(sampled, is_first, self.env.now, self.warmup_requests, repeats)
         for one in parked.tolist():
             self.states.kv_rank[one] = rank.number
             self._deal(one, self.decoding)

@@ -17,6 +17,7 @@ STEP_COLUMNS = (
     "replica",
     "start_s",
     "duration_s",
+    "repeats",
     "sequences",
     "prefill_tokens",
     "decode_tokens",
@@ -72,22 +73,24 @@ class ServingRecord:
         """First arrival to last token."""
         return float(self.last_token_s.max() - self.arrival_s.min())
 
-    def note_tokens(self, sampled: Ints, is_first: NDArray[np.bool_], now_s: float, warmup_requests: int) -> None:
-        """New output tokens of the requests `sampled`, of some of them the first."""
+    def note_tokens(
+        self, sampled: Ints, is_first: NDArray[np.bool_], now_s: float, warmup_requests: int, repeats: int
+    ) -> None:
+        """New output tokens of the requests `sampled`, so many of each, of some of them the first."""
         self.first_token_s[sampled[is_first]] = now_s
         later = sampled[~is_first]
-        gap_s = now_s - self.last_token_s[later]
-        self._note_gaps(gap_s[later >= warmup_requests])
+        gap_s = (now_s - self.last_token_s[later]) / repeats
+        self._note_gaps(gap_s[later >= warmup_requests], repeats)
         self.largest_gap_s[later] = np.maximum(self.largest_gap_s[later], gap_s)
         self.last_token_s[sampled] = now_s
 
-    def _note_gaps(self, gap_s: Floats) -> None:
+    def _note_gaps(self, gap_s: Floats, repeats: int) -> None:
         """Sequences that decode step after step wait equally long, so a step has a handful of different gaps."""
         if len(gap_s) and gap_s.min() == gap_s.max():  # nearly always, and np.unique takes long
-            self.gaps.append((gap_s[0], len(gap_s)))
+            self.gaps.append((gap_s[0], repeats * len(gap_s)))
         else:
             for value, count in zip(*np.unique(gap_s, return_counts=True), strict=True):
-                self.gaps.append((value, count))
+                self.gaps.append((value, repeats * count))
 
     def note_transfer(self, request: int, nbytes: float, energy_j: float, now_s: float) -> None:
         """The cache of a request has moved to the rank that decodes it."""
@@ -96,13 +99,14 @@ class ServingRecord:
         self.kv_transfer_j += energy_j
 
     def note_step(self, replica: int, start_s: float, step: Step, measured: "StepMeasures") -> None:
-        """A step that began."""
+        """A step that began, and stands for as many as `measured` says."""
         decodes = int(step.decodes.sum())
         self.steps.append(
             (
                 replica,
                 start_s,
                 measured.duration_s,
+                measured.repeats,
                 len(step),
                 int(step.new_tokens.sum()) - decodes,
                 decodes,
@@ -118,7 +122,8 @@ class ServingRecord:
 class StepMeasures:
     """What is known of a step beside its sequences."""
 
-    duration_s: float  # from its start to the end of its last stage, waits between stages included
+    repeats: int  # equal steps that this one stands for; of the first for which tokens and sequences are counted
+    duration_s: float  # of all of them, from its start to the end of its last stage, waits between stages included
     waiting: int  # requests in the queues of the replica
     kv_used_fraction: float  # of the fullest rank
     expert_imbalance: float  # busiest expert-parallel rank over the mean, averaged over MoE layers; 1 if none

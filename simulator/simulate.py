@@ -76,7 +76,13 @@ def serve(
     """Play the serving loop to its end."""
     scenario = setup.scenario
     loop = ServingLoop(
-        setup.requests, pipelines, scenario.load_balancing, on_progress, on_step, scenario.warmup_requests
+        setup.requests,
+        pipelines,
+        scenario.load_balancing,
+        on_progress,
+        on_step,
+        scenario.warmup_requests,
+        scenario.fast_forward,
     )
     return loop.run()
 

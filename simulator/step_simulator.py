@@ -129,14 +129,15 @@ class StepSimulator:
         first = self.device_offset + self.first_device
         return range(first, first + self.parallelism.stage_devices)
 
-    def run(self, step: Step, routed: Routed | None) -> StepOutcome:
+    def run(self, step: Step, routed: Routed | None, repeats: int = 1) -> StepOutcome:
         """Simulate `step` on its own clock and add it to the totals.
 
         Args:
             step: the sequences.
             routed: their tokens and the experts of those in the stage's MoE layers; None for a dense model.
+            repeats: so many equal steps are added.
         """
-        slot_tokens, traffic = self._dispatch(routed)
+        slot_tokens, traffic = self._dispatch(routed, repeats)
         features = self.plan.features(step)
         table = self.plan.lower_features(features, slot_tokens)
         costs = self.system.device.price(table)
@@ -148,13 +149,13 @@ class StepSimulator:
         energy_j = np.concatenate([*(price.energy_j for price in prices), (0.0, 0.0)])
         extrapolated = np.concatenate([*(price.extrapolated for price in prices), (False, False)])
         elapsed_s = self._elapsed(time_s)
-        self._account(time_s, elapsed_s, energy_j, extrapolated, table)
+        self._account(repeats, time_s, elapsed_s, energy_j, extrapolated, table)
         waiting_j = self._waiting_j(elapsed_s, timeline)
-        self.totals.waiting_j += waiting_j
+        self.totals.waiting_j += repeats * waiting_j
         step_energy_j, imbalance = float(energy_j @ self.tasks_per_row) + waiting_j, _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
 
-    def _dispatch(self, routed: Routed | None) -> tuple[NDArray[np.int64] | None, Traffic]:
+    def _dispatch(self, routed: Routed | None, repeats: int) -> tuple[NDArray[np.int64] | None, Traffic]:
         """Tokens of each expert slot, and what devices have to send each other for them."""
         none = np.zeros((0, 0, 0), dtype=np.int64)
         if self.placement is None or routed is None:
@@ -167,8 +168,10 @@ class StepSimulator:
         # A tensor-parallel group holds every token on all its devices, so its members share the sending out.
         source = (tokens.rank * self.plan.tp + np.arange(len(tokens.rank)) % self.plan.tp).astype(np.int32)
         per_rank, nodes = self.placement.slots_per_rank, self.collectives.rank_nodes
-        counts = (self.totals.expert_tokens, slot_tokens, *traffic)
+        expert_tokens = np.zeros_like(self.totals.expert_tokens)
+        counts = (expert_tokens, slot_tokens, *traffic)
         count_tokens(chosen, tokens.phase, source, *self._replicas, per_rank, nodes, *counts)
+        self.totals.expert_tokens += repeats * expert_tokens
         return slot_tokens, traffic
 
     def _no_traffic(self, layers: int) -> Traffic:
@@ -178,6 +181,7 @@ class StepSimulator:
 
     def _account(
         self,
+        repeats: int,
         time_s: NDArray[np.float64],
         elapsed_s: NDArray[np.float64],
         energy_j: NDArray[np.float64],
@@ -185,13 +189,13 @@ class StepSimulator:
         table: OperatorTable,
     ) -> None:
         totals, rows = self.totals, len(table)
-        totals.time_s += time_s
-        totals.elapsed_s += elapsed_s
-        totals.energy_j += energy_j
-        totals.flops[:rows] += table.flops
-        totals.bytes[:rows] += table.weight_bytes_read + table.read_bytes + table.write_bytes
-        totals.extrapolated_s += np.where(extrapolated, time_s, 0.0)
-        totals.steps += 1
+        totals.time_s += repeats * time_s
+        totals.elapsed_s += repeats * elapsed_s
+        totals.energy_j += repeats * energy_j
+        totals.flops[:rows] += repeats * table.flops
+        totals.bytes[:rows] += repeats * (table.weight_bytes_read + table.read_bytes + table.write_bytes)
+        totals.extrapolated_s += np.where(extrapolated, repeats * time_s, 0.0)
+        totals.steps += repeats
 
     def _elapsed(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """The cost vector with each operator's longest part under the first processor, and nothing under the others."""

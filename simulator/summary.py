@@ -71,17 +71,20 @@ def _energy(served: Served) -> dict[str, Any]:
 
 def _load(served: Served, tables: Tables) -> dict[str, Any]:
     steps, devices, tokens = tables["steps"], tables["devices"], served.expert_tokens
+    repeats = steps["repeats"]
     return {
-        "steps": len(steps["duration_s"]),
-        "step_mean_s": float(steps["duration_s"].mean()),
-        "sequences_per_step_mean": float(steps["sequences"].mean()),
+        "steps": int(repeats.sum()),
+        "step_mean_s": float(steps["duration_s"].sum() / repeats.sum()),
+        "sequences_per_step_mean": float(np.average(steps["sequences"], weights=repeats)),
         "compute_utilization": float(devices["compute_utilization"].mean()),
         "network_utilization": float(devices["network_utilization"].mean()),
         "kv_capacity_bytes_per_device": min(pool.memory.kv_bytes for pool in served.setup.pools),
         "kv_used_fraction_peak": float(steps["kv_used_fraction"].max()),
         "preemptions": int(served.record.preemptions.sum()),
         "expert_load_imbalance": expert_load_imbalance(tokens.sum(axis=0)),
-        "rank_load_imbalance_mean": float(steps["expert_imbalance"].mean()) if tokens.size else None,
+        "rank_load_imbalance_mean": float(np.average(steps["expert_imbalance"], weights=repeats))
+        if tokens.size
+        else None,
     }
 
 

@@ -15,6 +15,8 @@ from moesim.simulator.step_graph import NETWORK
 from moesim.simulator.step_simulator import StepSimulator
 from moesim.workloads.steps import PHASES
 
+_WHOLE = {"replica", "repeats"}
+
 
 @dataclass(frozen=True)
 class Served:
@@ -41,7 +43,7 @@ def result_tables(served: Served) -> dict[str, Columns]:
     steps = served.record.steps
     return {
         "requests": _requests(served),
-        "steps": {name: steps[name].astype(np.int64) if name == "replica" else steps[name] for name in STEP_COLUMNS},
+        "steps": {name: steps[name].astype(np.int64) if name in _WHOLE else steps[name] for name in STEP_COLUMNS},
         "experts": _experts(served),
         "operators": _operators(served.stages),
         "devices": _devices(served),

@@ -14,6 +14,7 @@ FLAGS = [
     (["--tp", "0"], "--tp: must be > 0, got 0"),
     (["--dp", "-1"], "--dp: must be > 0, got -1"),
     (["--ep", "0"], "--ep: must be > 0, got 0"),
+    (["--fast-forward", "0"], "--fast-forward: must be > 0, got 0"),
     (["--pp", "0"], "--pp: must be > 0, got 0"),
     (["--pp", "2"], "--pp: dp * tp * pp must be the 1 devices of h100-sxm-1, got 2"),
     (["--replicas", "0"], "--replicas: must be > 0, got 0"),

@@ -39,7 +39,7 @@ def make_result(*, ttft_s=(3.0, 1.0, 2.0, 2.0), tpot_s=(0.1, np.nan, 0.3, 0.2), 
             "tpot_s": np.array(tpot_s),
             "warmup": np.zeros(len(ttft_s), dtype=bool),
         },
-        "steps": {"duration_s": np.full(STEPS, 2.0)},
+        "steps": {"duration_s": np.full(STEPS, 2.0), "repeats": np.ones(STEPS, dtype=np.int64)},
         "experts": {"tokens": np.zeros(0)},
     }
     pool = {"role": "both", "system": "h100-sxm-2", "replicas": 1, "parallelism": {"tp": 1, "dp": 2, "ep": 2, "pp": 1}}

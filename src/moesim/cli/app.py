@@ -103,6 +103,12 @@ def simulate(
     scheduler: Annotated[
         str | None, typer.Option(help="vllm, sglang, tensorrt-llm, or YAML file.", rich_help_panel=_WORKLOAD)
     ] = None,
+    fast_forward: Annotated[
+        int | None,
+        typer.Option(
+            help="Play one of up to so many equal decode steps: faster, nearly the same.", rich_help_panel=_WORKLOAD
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_WORKLOAD)] = None,
     engine: Annotated[
         str | None,
@@ -162,6 +168,7 @@ def simulate(
         "replicas": replicas,
         "load_balancing": load_balancing,
         "placement": placement,
+        "fast_forward": fast_forward,
         "engine": engine,
         "seed": seed,
     }
