@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike, NDArray
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, StrictFloat, StrictInt
 
 from moesim.configs.documents import Document
 from moesim.configs.loader import Config, validate
@@ -29,6 +29,10 @@ from moesim.workloads.routing_trace import DECODE, RoutingTrace
 _TRACE_KEY = b"moesim.routing_trace"
 _TRACE_FORMAT = 1
 _TRACE_COLUMNS = ("request", "position", "phase", "expert")
+_WEIGHT = "weight"
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+_PICKLE_START = b"\x80"
+_TORCH_ARCHIVE = re.compile(r"(.*/)?data\.pkl")
 _PROFILE_FORMAT = 1
 _ROUNDING = 1e-4
 """Largest error of a sum of shares that is taken for rounding to float32."""
@@ -57,6 +61,7 @@ def read_routing_trace(path: str | Path, model: str | None = None, experts: int 
     path = Path(path)
     if not path.is_file():
         raise DataError(str(path), "no such file")
+    refuse_pickle(path)
     if path.suffix == ".npz":
         return _read_npz_trace(path, model, experts)
     if path.suffix == ".parquet":
@@ -64,12 +69,40 @@ def read_routing_trace(path: str | Path, model: str | None = None, experts: int 
     raise DataError(str(path), "a routing trace must be a .parquet or .npz file")
 
 
+def refuse_pickle(path: Path) -> None:
+    """Stop before anything tries to read a pickled file, whatever it is called.
+
+    Raises:
+        DataError: the file is a pickle, or what `torch.save` writes, which holds one.
+    """
+    if path.suffix.lower() in _PICKLES or _is_pickle(path):
+        raise DataError(
+            str(path),
+            "is a pickle, which can run code when it is read, so moesim never does; convert it where you trust it: "
+            'data = torch.load(FILE, weights_only=True), then numpy.savez("x.npz", NAME=data[NAME].numpy(), ...)',
+        )
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if file.read(1) == _PICKLE_START:
+                return True
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(_TORCH_ARCHIVE.fullmatch(name) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False  # the reader of the format says what is wrong
+
+
 def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     """Write `trace` as parquet, all of it or nothing.
 
     Columns: request int32, position int32, phase uint8 (0 prefill, 1 decode), expert list<uint8 or uint16>[layers x
-    top_k], layer by layer. The file's metadata holds, as JSON under `moesim.routing_trace`: format, model, experts,
-    top_k, source, names, groups, first_decode_position.
+    top_k], layer by layer, and where recorded weight list<halffloat or float>[layers x top_k] likewise. The file's
+    metadata holds, as JSON under `moesim.routing_trace`: format, model, experts, top_k, source, names, groups,
+    first_decode_position, licence, capture.
     """
     import pyarrow as pa  # loads slowly
     import pyarrow.parquet as pq
@@ -83,11 +116,18 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
         "names": trace.names,
         "groups": trace.groups,
         "first_decode_position": trace.first_decode_position.tolist(),
+        "licence": trace.licence,
+        "capture": dict(trace.capture),
     }
-    flat = pa.array(np.ascontiguousarray(trace.expert).reshape(-1))
-    expert = pa.FixedSizeListArray.from_arrays(flat, trace.layers * trace.top_k)
-    columns = [pa.array(trace.request), pa.array(trace.position), pa.array(trace.phase), expert]
+
+    def lists(values: NDArray[Any]) -> Any:
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, trace.layers * trace.top_k)
+
+    columns = [pa.array(trace.request), pa.array(trace.position), pa.array(trace.phase), lists(trace.expert)]
     table = pa.table(dict(zip(_TRACE_COLUMNS, columns, strict=True)))
+    if trace.weight is not None:
+        table = table.append_column(_WEIGHT, lists(trace.weight))
     table = table.replace_schema_metadata({_TRACE_KEY: json.dumps(about).encode()})
     with _whole_file(Path(path)) as part:
         pq.write_table(table, part, compression="zstd")
@@ -259,9 +299,6 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
     text = [name for name in _TRACE_COLUMNS[:3] if not pa.types.is_integer(table[name].type)]
     if text:
         raise DataError(f"{path}: {text[0]}", "must be whole numbers", str(table[text[0]].type))
-    if not pa.types.is_fixed_size_list(table["expert"].type) or table["expert"].type.list_size % about.top_k:
-        raise DataError(f"{path}: expert", "must be lists of layers x top_k ids", str(table["expert"].type))
-    ids = table["expert"].combine_chunks().flatten().to_numpy()
     columns = {name: table[name].to_numpy() for name in _TRACE_COLUMNS[:3]}
     return RoutingTrace(
         model=model or about.model,
@@ -270,9 +307,23 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
         names=about.names,
         groups=about.groups,
         first_decode_position=np.array(about.first_decode_position, dtype=np.int64),
-        expert=ids.reshape(table.num_rows, table["expert"].type.list_size // about.top_k, about.top_k),
+        expert=_lists(path, table, "expert", about.top_k),
+        weight=_lists(path, table, _WEIGHT, about.top_k) if _WEIGHT in table.column_names else None,
+        licence=about.licence,
+        capture=about.capture,
         **columns,
     )
+
+
+def _lists(path: Path, table: Any, name: str, top_k: int) -> NDArray[Any]:
+    """A column of lists as an array [token, layer, k]."""
+    import pyarrow as pa  # loads slowly
+
+    column = table[name]
+    if not pa.types.is_fixed_size_list(column.type) or column.type.list_size % top_k or column.null_count:
+        raise DataError(f"{path}: {name}", "must be lists of layers x top_k values", str(column.type))
+    values: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(table.num_rows, column.type.list_size // top_k, top_k)
 
 
 class _TraceMetadata(Config):
@@ -286,6 +337,8 @@ class _TraceMetadata(Config):
     names: tuple[str, ...]
     groups: tuple[str, ...]
     first_decode_position: tuple[NonNegativeInt, ...]
+    licence: str = ""
+    capture: dict[str, StrictBool | StrictInt | StrictFloat | str] = Field(default_factory=dict)
 
 
 def _trace_metadata(path: Path, text: bytes | None) -> _TraceMetadata:
