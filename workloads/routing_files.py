@@ -140,7 +140,7 @@ def read_routing_profile(path: str | Path) -> RoutingProfile:
         DataError: missing or cut off file, missing arrays, or contents that break the rules of `RoutingProfile`.
     """
     path = Path(path)
-    members = _npz_members(path)
+    members = npz_members(path)
     try:
         about = json.loads(str(members["about"]))
         if about["format"] != _PROFILE_FORMAT:
@@ -188,7 +188,12 @@ def _normalised(shares: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(abs(sums - 1.0) < _ROUNDING, exact / np.where(sums == 0, 1.0, sums), exact)
 
 
-def _npz_members(path: Path) -> dict[str, NDArray[Any]]:
+def npz_members(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz file by name; nothing is unpickled.
+
+    Raises:
+        DataError: a file that is missing, cut off, or no archive of plain arrays.
+    """
     with _npz(path) as archive:
         return {name: archive[name] for name in archive.files}
 
@@ -216,7 +221,7 @@ def _read_npz_trace(path: Path, model: str | None, experts: int | None) -> Routi
     experts = experts or _KNOWN_EXPERTS.get(model)
     if experts is None:
         raise DataError(str(path), "the number of `experts` must be given for this model", model)
-    arrays = _npz_members(path)
+    arrays = npz_members(path)
     if not arrays:
         raise DataError(str(path), "must not be empty")
     _check_arrays(path, arrays)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class RoutingTrace:
     position: NDArray[np.int32]
     phase: NDArray[np.uint8]
     expert: NDArray[np.uint8] | NDArray[np.uint16]
-    weight: NDArray[np.float16] | NDArray[np.float32] | None = None
+    weight: NDArray[np.floating[Any]] | None = None
     licence: str = ""
     capture: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
