@@ -29,7 +29,7 @@ from moesim.workloads.routing_trace import DECODE, RoutingTrace
 _TRACE_KEY = b"moesim.routing_trace"
 _TRACE_FORMAT = 1
 _TRACE_COLUMNS = ("request", "position", "phase", "expert")
-_WEIGHT = "weight"
+_WEIGHT = "gate"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 _PICKLE_START = b"\x80"
 _TORCH_ARCHIVE = re.compile(r"(.*/)?data\.pkl")
@@ -100,7 +100,8 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     """Write `trace` as parquet, all of it or nothing.
 
     Columns: request int32, position int32, phase uint8 (0 prefill, 1 decode), expert list<uint8 or uint16>[layers x
-    top_k], layer by layer, and where recorded weight list<halffloat or float>[layers x top_k] likewise. The file's
+    top_k], layer by layer, and where recorded gate list<halffloat or float>[layers x top_k],
+    the weights, likewise. Other columns may follow and are not read. The file's
     metadata holds, as JSON under `moesim.routing_trace`: format, model, experts, top_k, source, names, groups,
     first_decode_position, licence, capture.
     """

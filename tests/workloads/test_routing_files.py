@@ -131,7 +131,7 @@ def test_weights_without_a_number_are_refused_at_their_row(tmp_path: Path) -> No
     spoilt = np.ones(trace.expert.size, np.float32)
     spoilt[12 * 3 + 5] = np.nan
     lists = pa.FixedSizeListArray.from_arrays(pa.array(spoilt), 12)
-    pq.write_table(table.set_column(4, "weight", lists), path)
+    pq.write_table(table.set_column(4, "gate", lists), path)
     with pytest.raises(DataError) as error:
         read_routing_trace(path)
     rule = "gate weights must be finite and >= 0 (MoE layer 1), got nan"
