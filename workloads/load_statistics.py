@@ -3,6 +3,8 @@
 All take counts or shares and need no trace, so they serve traces, profiles and tables of loads alike.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,3 +109,19 @@ def expected_reached(experts: int, top_k: int, places: int) -> float:
     ranks = np.arange(top_k)
     missed = np.prod(np.maximum(0.0, experts - held - ranks) / (experts - ranks))
     return float(places * (1.0 - missed))
+
+
+def independent_overlap(load: Counts, tokens: int, top_k: int) -> Floats:
+    """Share of a token's experts that another, independent token of the trace uses as well: sum of q^2 / k. [layer].
+
+    q is the probability that a token uses an expert. What consecutive tokens share beyond it is locality; with balanced
+    loads it is k / experts.
+    """
+    q = np.asarray(load, np.float64) / tokens
+    return np.asarray((q**2).sum(axis=-1) / top_k, np.float64)
+
+
+def mean_gates(weight: NDArray[np.floating[Any]]) -> Floats:
+    """Mean gate weight of the first, second, ... expert of a token, each scaled to sum 1: float64[layer, k]."""
+    means = np.stack([weight[:, layer].mean(axis=0, dtype=np.float64) for layer in range(weight.shape[1])])
+    return np.asarray(means / means.sum(axis=1, keepdims=True), np.float64)

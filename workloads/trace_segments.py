@@ -1,6 +1,7 @@
 """What runs of consecutive tokens have in common: reuse, segment routing, sparsity of chunks."""
 
 from dataclasses import dataclass
+from math import lgamma
 from typing import Any
 
 import numpy as np
@@ -53,16 +54,26 @@ class Segments:
             (srp, alpha, ratio), each [...]: the best F1; its threshold; the experts that the best router runs over
             those that tokens use (rho-hat of the paper). NaN, 0, NaN without segments.
         """
-        total = self.seen.sum(axis=-2).astype(np.float64)
-        matches = _from_above(total * np.arange(self.length + 1))
-        said_yes = _from_above(total) * self.length
-        used = matches[..., :1]
-        with np.errstate(invalid="ignore"):
-            scores = 2 * matches / (said_yes + used)
-            alpha = np.where(np.isnan(scores), -1.0, scores).argmax(axis=-1)
-            at = (alpha[..., np.newaxis],)
-            ratio = np.take_along_axis(said_yes, *at, axis=-1)[..., 0] / used[..., 0]
-        return np.take_along_axis(scores, *at, axis=-1)[..., 0], alpha, np.asarray(ratio, np.float64)
+        return _best(self.seen.sum(axis=-2).astype(np.float64), self.length)
+
+    def pooled(self) -> tuple[float, int, float]:
+        """`best_routing` of all layers together, with one alpha, which is the SRP of a model in the paper."""
+        total = self.seen.reshape(-1, self.length + 1).sum(axis=0).astype(np.float64)
+        srp, alpha, ratio = _best(total, self.length)
+        return float(srp), int(alpha), float(ratio)
+
+
+def _best(total: Floats, length: int) -> tuple[Floats, Ints, Floats]:
+    """`Segments.best_routing` of N(u), float64[..., uses]."""
+    matches = _from_above(total * np.arange(length + 1))
+    said_yes = _from_above(total) * length
+    used = matches[..., :1]
+    with np.errstate(invalid="ignore"):
+        scores = 2 * matches / (said_yes + used)
+        alpha = np.where(np.isnan(scores), -1.0, scores).argmax(axis=-1)
+        at = alpha[..., np.newaxis]
+        ratio = np.take_along_axis(said_yes, at, axis=-1)[..., 0] / used[..., 0]
+    return np.take_along_axis(scores, at, axis=-1)[..., 0], alpha, np.asarray(ratio, np.float64)
 
 
 def _from_above(values: Floats) -> Floats:
@@ -82,6 +93,24 @@ def segments(ids: NDArray[Any], offset: Ints, experts: int, length: int) -> Segm
     from moesim.workloads.trace_kernels import count_segments  # numba loads slowly
 
     return Segments(length, count_segments(np.ascontiguousarray(ids), offset, experts, length))
+
+
+def independent_routing(experts: int, top_k: int, length: int) -> tuple[float, float]:
+    """(SRP, CLS) of independent tokens that use all experts equally often: what a recording is to be compared with.
+
+    An expert is used by u of `length` tokens with binomial probability, q = top_k / experts.
+
+    Args:
+        experts: experts of the layer.
+        top_k: experts per token.
+        length: tokens of a segment.
+    """
+    q, uses = top_k / experts, np.arange(length + 1)
+    logs = np.array([lgamma(length + 1) - lgamma(u + 1) - lgamma(length - u + 1) for u in uses])
+    sides = uses * np.log(q) + (length - uses) * (np.log1p(-q) if q < 1 else 0.0)
+    share = np.exp(logs + sides) if q < 1 else (uses == length).astype(np.float64)
+    scores = 2 * _from_above(share * uses) / (_from_above(share) * length + q * length)
+    return float(scores.max()), float(share[0])
 
 
 @dataclass(frozen=True, eq=False)
