@@ -206,6 +206,8 @@ def layer_figure(found: TraceStatistics) -> "Figure":
 
 def draw_mutual_information(axes: "Axes", found: TraceStatistics) -> "Axes":
     """Mutual information of an expert of a layer and one of the next, of the same token."""
+    if not len(found.transitions):
+        return _nothing(axes, "one MoE layer only")
     bits = loads.mutual_information_bits(found.transitions)
     axes.plot(np.arange(1, len(bits) + 1), bits, marker="o", markersize=3.5, **series_line(0))
     axes.set(xlabel="MoE layer", ylabel="bits about the layer before", title="Layer-to-layer information")
@@ -271,6 +273,8 @@ def locality_figure(found: TraceStatistics) -> "Figure":
 def draw_reuse(axes: "Axes", found: TraceStatistics) -> "Axes":
     """Share of a token's experts that an earlier token used, against the distance."""
     lags = [lag for lag, part in found.reuse.items() if part.pairs.any()]
+    if not lags:
+        return _nothing(axes, "no request has a second token")
     for index, (name, means) in enumerate((("by token", "by_token"), ("by request", "by_request"))):
         values = [float(getattr(found.reuse[lag], means)().mean()) for lag in lags]
         axes.plot(lags, values, marker="o", markersize=3.5, label=name, **series_line(index))
@@ -289,6 +293,8 @@ def draw_segments(axes: "Axes", found: TraceStatistics) -> "Axes":
     """SRP and chunk-level sparsity against the length of segments, beside those of independent balanced tokens."""
     parts = [part for part in found.segments.values() if part.count]
     lengths = [part.length for part in parts]
+    if not parts:
+        return _nothing(axes, "no request is long enough for a segment")
     floors = np.array([independent_routing(found.trace.experts, found.trace.top_k, length) for length in lengths])
     curves = {
         "SRP": [part.pooled()[0] for part in parts],
@@ -297,10 +303,8 @@ def draw_segments(axes: "Axes", found: TraceStatistics) -> "Axes":
     for index, (name, values) in enumerate(curves.items()):
         line = series_line(index)
         axes.plot(lengths, values, marker="o", markersize=3.5, label=name, **line)
-        if len(floors):
-            axes.plot(
-                lengths, floors[:, index], color=line["color"], linestyle=":", label=f"{name}, balanced, independent"
-            )
+        label = f"{name}, balanced, independent"
+        axes.plot(lengths, floors[:, index], color=line["color"], linestyle=":", label=label)
     _tokens_axis(axes, "consecutive tokens")
     axes.set(title="Segments: SRP and sparsity (CLS)", ylim=(0, 1), ylabel="best F1; share of experts unused")
     axes.legend(loc="upper right")
@@ -323,7 +327,7 @@ def draw_caches(axes: "Axes", found: TraceStatistics) -> "Axes":
         sizes, sizes / found.trace.experts, color=SUBTLE, linestyle=":", linewidth=1.2, label="no locality, balanced"
     )
     axes.set(xlabel="experts in the cache of a layer", ylabel="hit rate", title="Expert caches", ylim=(0, 1.02))
-    axes.set_xlim(found.trace.top_k, found.trace.experts)
+    axes.set_xlim(found.trace.top_k, max(found.trace.experts, found.trace.top_k + 1))
     axes.grid(visible=True)
     axes.legend(loc="lower right")
     return axes

@@ -187,6 +187,11 @@ def _plain(table: Table) -> dict[str, list[Any]]:
     }
 
 
+def plain_tables(found: TraceStatistics) -> dict[str, dict[str, list[Any]]]:
+    """`routing_tables.tables` for JSON: lists, None where nothing is defined."""
+    return {name: _plain(table) for name, table in tables(found).items()}
+
+
 def page(found: TraceStatistics, figures: Sequence[str] = ()) -> str:
     """The page to read, in Markdown.
 
