@@ -19,6 +19,7 @@ COMMANDS = [
     "trace",
     "trace stats",
     "trace import",
+    "trace attention",
     "models",
     "models list",
     "models show",

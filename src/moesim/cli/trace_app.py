@@ -72,6 +72,26 @@ def trace_stats(
 
 
 @trace_app.command(
+    "attention",
+    epilog=examples(
+        "moesim trace attention attention.parquet", "moesim trace attention attention.parquet -o attention.png"
+    ),
+)
+def trace_attention(
+    trace: Annotated[Path, typer.Argument(help="Attention trace, as `moesim trace capture --attention` writes.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Figure to write: .svg or .png.")
+    ] = None,
+    shortest: Annotated[int | None, typer.Option(help="Leave out tokens that see fewer keys.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How few keys hold the attention of every head, and where they are."""
+    from moesim.cli.trace_attention import attention_command
+
+    attention_command(trace, output, shortest, as_json=as_json)
+
+
+@trace_app.command(
     "import",
     epilog=examples(
         "moesim trace import dump.json --format sglang --model deepseek-v3 -o trace.parquet",
