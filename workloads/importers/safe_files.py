@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moesim.errors import DataError
 from moesim.workloads.routing_files import npz_members, refuse_pickle
 
+_LIMIT = 2**31
 _UNREADABLE = (OSError, EOFError, ValueError, RecursionError, zlib.error)
 
 
@@ -82,6 +83,17 @@ def named_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     return {name: numbers(f"{path}: {name}", found[name]) for name in names if found.get(name) is not None}
 
 
+def whole(place: str, value: Any) -> int:
+    """`value` as a whole number from 0 to 2^31 - 1.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LIMIT:
+        raise DataError(place, "must be a whole number >= 0", value)
+    return value
+
+
 def numbers(place: str, values: Any) -> NDArray[Any]:
     """`values`, perhaps nested lists, as an array of numbers.
 
@@ -92,6 +104,8 @@ def numbers(place: str, values: Any) -> NDArray[Any]:
         array = np.asarray(values)
     except ValueError:
         raise DataError(place, "rows must be equally long") from None
+    except OverflowError:
+        raise DataError(place, "numbers must fit in 64 bits") from None
     if array.dtype.kind not in "iuf":
         raise DataError(place, "must hold numbers", str(array.dtype))
     return array

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import DataError
 from moesim.workloads.importers.recorded import ImportOptions, Recorded, make_profile, make_trace
-from moesim.workloads.importers.safe_files import check_file, named_arrays, numbers, read_json
+from moesim.workloads.importers.safe_files import check_file, named_arrays, numbers, read_json, whole
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_trace import RoutingTrace
 
@@ -113,7 +113,7 @@ def _requests(path: Path, document: dict[str, Any]) -> list[Recorded]:
     owner = document.get("last_physical_to_logical_map")
     logical = None if owner is None else numbers(f"{path}: last_physical_to_logical_map", owner)
     done: list[Recorded] = []
-    for rank in sorted({record.get("rank", 0) for record in records}):
+    for rank in sorted({_rank(path, index, record) for index, record in enumerate(records)}):
         requests: list[_Running] = []
         running: list[_Running] = []
         for one in _passes(path, records, rank, logical):
@@ -131,25 +131,40 @@ def _requests(path: Path, document: dict[str, Any]) -> list[Recorded]:
     return done
 
 
+def _rank(path: Path, index: int, record: dict[str, Any]) -> int:
+    return whole(f"{path}: records[{index}]: rank", record.get("rank", 0))
+
+
 def _passes(path: Path, records: list[dict[str, Any]], rank: int, logical: NDArray[Any] | None) -> Iterator[_Pass]:
     chosen = [(index, record) for index, record in enumerate(records) if record.get("rank", 0) == rank]
-    for index, record in sorted(chosen, key=lambda pair: pair[1].get("forward_pass_id", pair[0])):
+    order = [whole(f"{path}: records[{i}]: forward_pass_id", one.get("forward_pass_id", i)) for i, one in chosen]
+    for _, index, record in sorted((number, *pair) for number, pair in zip(order, chosen, strict=True)):
         place = f"{path}: records[{index}]"
         if "topk_ids_of_layer" not in record or "positions" not in record:
             raise DataError(place, "must have `topk_ids_of_layer` and `positions`, as mode per_token writes")
         ids = numbers(f"{place}: topk_ids_of_layer", record["topk_ids_of_layer"])
         position = numbers(f"{place}: positions", record["positions"])
+        if position.ndim != 1 or position.dtype.kind not in "iu":
+            raise DataError(f"{place}: positions", "must be whole numbers, one per token", position.shape)
         if ids.ndim != len(_AXES) or ids.dtype.kind not in "iu" or ids.shape[1] != len(position):
             rule = f"must be whole numbers with axes [layer, token, k] of {len(position)} tokens"
             raise DataError(f"{place}: topk_ids_of_layer", rule, ids.shape)
         if logical is not None:
             ids = _to_logical(place, ids, logical)
-        lengths = record.get("extend_seq_lens") or []
+        lengths = _lengths(f"{place}: extend_seq_lens", record.get("extend_seq_lens"))
         if lengths and sum(lengths) != len(position):
             raise DataError(f"{place}: extend_seq_lens", f"must add up to the {len(position)} tokens", sum(lengths))
         ends = np.cumsum(lengths or np.ones(len(position), np.int64)).tolist()
         spans = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
         yield _Pass(place, ids.transpose(1, 0, 2), position, spans, bool(lengths))
+
+
+def _lengths(place: str, values: Any) -> list[int]:
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise DataError(place, "must be a list of the tokens of each request", values)
+    return [length for length in (whole(place, value) for value in values) if length]
 
 
 def _to_logical(place: str, ids: NDArray[Any], logical: NDArray[Any]) -> NDArray[Any]:

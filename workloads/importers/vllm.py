@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 
 from moesim.errors import DataError
 from moesim.workloads.importers.recorded import ImportOptions, Recorded, make_profile, make_trace
-from moesim.workloads.importers.safe_files import check_file, named_arrays, numbers, read_json, read_json_lines
+from moesim.workloads.importers.safe_files import check_file, named_arrays, numbers, read_json, read_json_lines, whole
 from moesim.workloads.routing_files import npz_members
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_trace import RoutingTrace
 
 _PROMPTS = "prompt_tokens"
+_USAGE = ("prompt_tokens", "completion_tokens")
 _AXES = ("token", "layer", "k")
 
 
@@ -71,20 +72,20 @@ def _responses(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _response_requests(place: str, response: dict[str, Any]) -> Iterator[Recorded]:
-    usage = response.get("usage") or {}
-    prompt, completion = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    if not isinstance(prompt, int) or not isinstance(completion, int):
+    usage = response.get("usage")
+    if not isinstance(usage, dict):
         raise DataError(f"{place}: usage", "must have prompt_tokens and completion_tokens", usage)
+    prompt, completion = (whole(f"{place}: usage: {name}", usage.get(name)) for name in _USAGE)
     before = response.get("prompt_routed_experts")
     for index, choice in enumerate(response["choices"]):
         where = f"{place}: choice {index}"
         if not isinstance(choice, dict) or choice.get("routed_experts") is None:
             raise DataError(where, "must have `routed_experts`; start vLLM with --enable-return-routed-experts")
         ids = _decoded(f"{where}: routed_experts", choice["routed_experts"])
-        whole = before is None and len(ids) >= prompt + max(0, completion - 1)
+        all_tokens = before is None and len(ids) >= prompt + max(0, completion - 1)
         if before is not None:
             ids = _joined(where, _decoded(f"{place}: prompt_routed_experts", before), ids)
-        first = 0 if whole or before is not None else prompt
+        first = 0 if all_tokens or before is not None else prompt
         name = f"{response.get('id', place)}/{choice.get('index', index)}"
         yield Recorded(where, name, prompt, first + np.arange(len(ids)), ids)
 
