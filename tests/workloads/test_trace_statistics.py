@@ -198,6 +198,15 @@ def test_threads_and_seeds_change_nothing_else(trace, found):
     np.testing.assert_array_equal(again.coactivation, found.coactivation)
 
 
+def test_wide_ids_change_nothing(trace, found):
+    wide = trace_statistics(replace(trace, expert=trace.expert.astype(np.uint16)), SETTINGS)
+    np.testing.assert_array_equal(wide.transitions, found.transitions)
+    for rule, hits in found.caches.items():
+        np.testing.assert_array_equal(wide.caches[rule].hits, hits.hits)
+    for length, part in found.segments.items():
+        np.testing.assert_array_equal(wide.segments[length].seen, part.seen)
+
+
 def test_progress_counts_layers(trace):
     seen: list[tuple[int, int]] = []
     trace_statistics(trace, SETTINGS, lambda done, total: seen.append((done, total)))
