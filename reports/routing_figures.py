@@ -183,7 +183,7 @@ def draw_reached(axes: "Axes", found: TraceStatistics) -> "Axes":
     axes.plot(expected, rows, linestyle="", marker="d", color=style.OKABE_ITO[1], label="balanced, independent experts")
     axes.set_yticks(rows, [plain(shortened(name, _LABEL_LETTERS)) for name in names])
     axes.set(
-        xlabel="distinct places of a token's experts (whiskers: 80% of layers)",
+        xlabel="distinct places (line: 80% of the layers)",
         title="Places reached by a token",
         ylim=(len(names) - 0.4, -1.0),
     )
