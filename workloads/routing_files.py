@@ -45,7 +45,8 @@ _KNOWN_EXPERTS = {"gpt-oss-20b": 32, "gpt-oss-120b": 128}
 def read_routing_trace(path: str | Path, model: str | None = None, experts: int | None = None) -> RoutingTrace:
     """Read a routing trace.
 
-    `.parquet` is the format of `write_routing_trace`. `.npz` is the layout of the published gpt-oss recordings: one
+    `.parquet` is the format of `write_routing_trace`; `source` of the trace is the file, for errors, and where the file
+    says the recording comes from stands in `capture`. `.npz` is the layout of the published gpt-oss recordings: one
     array uint8[step, layer, k] per request, and beside `<model>_decode_top<k>_ids.npz` a table
     `<model>_decode_samples.csv` whose columns `key`, `first_decode_pos` and, where present, `n_decode` and `dataset`
     describe the requests.
@@ -316,7 +317,7 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
         expert=_lists(path, table, "expert", about.top_k),
         weight=_lists(path, table, _WEIGHT, about.top_k) if _WEIGHT in table.column_names else None,
         licence=about.licence,
-        capture=about.capture,
+        capture={"source": about.source} | about.capture,
         **columns,
     )
 

@@ -117,7 +117,9 @@ def test_weights_and_settings_come_back(tmp_path: Path, dtype: Any) -> None:
     assert again.weight is not None
     assert again.weight.dtype == dtype
     np.testing.assert_array_equal(again.weight, weight)
-    assert (again.licence, again.capture) == ("Apache-2.0", capture)
+    assert (again.licence, again.capture) == ("Apache-2.0", {"source": trace.source} | capture)
+    write_routing_trace(again, tmp_path / "again.parquet")
+    assert read_routing_trace(tmp_path / "again.parquet").capture == again.capture
     part = again.select([1])
     assert part.weight is not None
     np.testing.assert_array_equal(part.weight, weight[3:])
