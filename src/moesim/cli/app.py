@@ -5,11 +5,8 @@ from typing import Annotated
 
 import typer
 
-
-def _examples(*lines: str) -> str:
-    """Text below the options of a command's help."""
-    return "\n\n".join(["[bold]Examples[/bold]", *lines])
-
+from moesim.cli.help_text import examples as _examples
+from moesim.cli.trace_app import trace_app
 
 app = typer.Typer(
     name="moesim",
@@ -37,6 +34,7 @@ search_app = typer.Typer(
     epilog=_examples("moesim search placement --trace gpt-oss-20b --devices 8 --slots 40"),
 )
 app.add_typer(search_app, name="search")
+app.add_typer(trace_app, name="trace")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 

@@ -1,0 +1,127 @@
+"""The `moesim trace` commands and their flags. As in `app`, everything heavy is imported inside the commands.
+
+A further command, such as `capture` or `synth`, is a function here and a module beside this one.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesim.cli.help_text import examples
+
+trace_app = typer.Typer(
+    no_args_is_help=True,
+    help="Recorded routing: import it, and see what is in it.",
+    epilog=examples(
+        "moesim trace import sample.json.gz --format fingerprint --model gpt-oss-20b -o trace.parquet",
+        "moesim trace stats trace.parquet --out report",
+    ),
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+_PLACES, _OUTPUT = "Where experts are", "Output"
+
+
+@trace_app.command(
+    "stats",
+    epilog=examples(
+        "moesim trace stats trace.parquet",
+        "moesim trace stats gpt-oss-20b_decode_top4_ids.npz --out report --figures svg",
+        "moesim trace stats trace.parquet --devices 8 --placement balanced.json --nodes 2",
+        "moesim trace stats trace.parquet --group code --json",
+    ),
+)
+def trace_stats(
+    trace: Annotated[Path, typer.Argument(help="Routing trace: .parquet, or .npz of gpt-oss.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write page, tables, matrices and figures there.", rich_help_panel=_OUTPUT),
+    ] = None,
+    figures: Annotated[str, typer.Option(help="png, svg or none.", rich_help_panel=_OUTPUT)] = "png",
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=_OUTPUT),
+    ] = False,
+    group: Annotated[str | None, typer.Option(help="Only requests of this group (data set).")] = None,
+    windows: Annotated[int, typer.Option(help="Equal parts of the trace, for imbalance over time.")] = 32,
+    model: Annotated[str | None, typer.Option(help="Name of the model, where the file does not say it.")] = None,
+    experts: Annotated[int | None, typer.Option(help="Experts per layer, where the file does not say it.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Devices, separated by commas; by default 2, 4, 8, ...", rich_help_panel=_PLACES)
+    ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Placement on --devices, as `search placement` writes.", rich_help_panel=_PLACES
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Nodes that share --devices equally.", rich_help_panel=_PLACES)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of drawn batches and random halves.")] = 0,
+    threads: Annotated[int, typer.Option(help="Layers worked on at the same time.")] = 2,
+) -> None:
+    """Load, imbalance, reuse, caches, co-activation, transitions, batches and drift of a recording."""
+    from moesim.cli.trace_stats import stats_command
+
+    settings = {"windows": windows, "seed": seed, "threads": threads}
+    places = {"devices": devices, "placement": placement, "nodes": nodes}
+    about = {"model": model, "experts": experts, "group": group}
+    stats_command(trace, about, settings, places, out=out, figures=figures, as_json=as_json)
+
+
+@trace_app.command(
+    "attention",
+    epilog=examples(
+        "moesim trace attention attention.parquet", "moesim trace attention attention.parquet -o attention.png"
+    ),
+)
+def trace_attention(
+    trace: Annotated[Path, typer.Argument(help="Attention trace, as `moesim trace capture --attention` writes.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Figure to write: .svg or .png.")
+    ] = None,
+    shortest: Annotated[int | None, typer.Option(help="Leave out tokens that see fewer keys.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How few keys hold the attention of every head, and where they are."""
+    from moesim.cli.trace_attention import attention_command
+
+    attention_command(trace, output, shortest, as_json=as_json)
+
+
+@trace_app.command(
+    "import",
+    epilog=examples(
+        "moesim trace import dump.json --format sglang --model deepseek-v3 -o trace.parquet",
+        "moesim trace import responses.jsonl --format vllm --model qwen3-30b-a3b -o trace.parquet",
+        "moesim trace import frac_vecs.npz --format fractions --model mixtral-8x7b -o mixtral.npz",
+        "moesim trace import loads.csv --format loads --model mine --top-k 8 -o mine.npz",
+    ),
+)
+def trace_import(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of one format and one model.")],
+    name: Annotated[
+        str,
+        typer.Option("--format", help="sglang, vllm, vllm-eplb, fingerprint, fractions, loads or trace."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Trace (.parquet) or profile (.npz) to write.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Name of the model; a shipped one gives its dimensions.")] = None,
+    experts: Annotated[int | None, typer.Option(help="Routed experts per layer.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Experts per token, for profiles.")] = None,
+    group: Annotated[str | None, typer.Option(help="Only this group (data set), where the format has groups.")] = None,
+    source: Annotated[str | None, typer.Option(help="Where the recording comes from; by default the file.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the recording.")] = "",
+    capture: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting of the recording, to be kept with it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read routing that SGLang, vLLM or others recorded into a trace, or loads into a profile; nothing is unpickled."""
+    from moesim.cli.trace_import import import_command
+
+    options = {"model": model, "experts": experts, "top_k": top_k, "group": group, "source": source, "licence": licence}
+    import_command(files, name, output, options, capture or [], as_json=as_json)
