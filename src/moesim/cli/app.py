@@ -36,7 +36,13 @@ search_app = typer.Typer(
     help="Which choice is best, and how far from the best it can be at most.",
     epilog=_examples("moesim search placement --trace gpt-oss-20b --devices 8 --slots 40"),
 )
+trace_app = typer.Typer(
+    no_args_is_help=True,
+    help="Routing and attention of real models.",
+    epilog=_examples("moesim trace capture --model ./OLMoE-1B-7B --text book.txt --out trace.parquet"),
+)
 app.add_typer(search_app, name="search")
+app.add_typer(trace_app, name="trace")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
@@ -299,6 +305,63 @@ def search_placement(
         "seed": seed,
     }
     placement_command(trace, loads, model, settings, output=output, as_json=as_json)
+
+
+@trace_app.command(
+    "capture",
+    epilog=_examples(
+        "moesim trace capture --model ./OLMoE-1B-7B --text book.txt --out trace.parquet",
+        "moesim trace capture --model ./model --text a.txt --text b.txt --decode 256 -o t.parquet",
+        "moesim trace capture --model ./model --text a.txt -o t.parquet --attention a.parquet",
+    ),
+)
+def trace_capture(
+    model: Annotated[
+        str, typer.Option(metavar="PATH_OR_ID", help="Folder of a Hugging Face model, or its name there.")
+    ],
+    text: Annotated[list[Path], typer.Option(metavar="FILE", help="Text to run; once per file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Routing trace to write: .parquet.")],
+    attention: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write how few keys hold the attention of each head: .parquet."),
+    ] = None,
+    prompt: Annotated[int, typer.Option(help="Longest prompt; longer texts become several requests.")] = 512,
+    decode: Annotated[int, typer.Option(help="Decode steps per request, on tokens that the model draws.")] = 0,
+    requests: Annotated[int | None, typer.Option(help="Take so many requests, at equal distances.")] = None,
+    batch: Annotated[int, typer.Option(help="Requests that run, and are written, together.")] = 8,
+    chunk: Annotated[int, typer.Option(help="Prompt tokens per forward pass.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Of drawn tokens; 0 takes the likeliest.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of drawn tokens.")] = 0,
+    every: Annotated[int, typer.Option(help="Record attention at every so many prompt positions.")] = 16,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or name of a tokenizer, or `bytes`; by default the model's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as the files), float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or another device of PyTorch.")] = "cpu",
+    name: Annotated[str | None, typer.Option(help="Name of the model in the trace.")] = None,
+    as_json: Json = False,
+) -> None:
+    r"""Record the routing of a Mixture-of-Experts model that reads texts and goes on.
+
+    Needs PyTorch and transformers: pip install 'moesim\[capture]'. Families: mixtral, olmoe, qwen2_moe, qwen3_moe,
+    deepseek_v2, deepseek_v3, gpt_oss, phimoe. A capture that was stopped goes on when the same command is given again.
+    """
+    from moesim.cli.capture import capture_command
+
+    settings = {
+        "prompt_tokens": prompt,
+        "decode_tokens": decode,
+        "requests": requests,
+        "batch": batch,
+        "chunk_tokens": chunk,
+        "temperature": temperature,
+        "seed": seed,
+        "attention_every": every,
+        "tokenizer": tokenizer,
+        "dtype": dtype,
+        "device": device,
+    }
+    capture_command(model, text, out, attention, settings, name=name, as_json=as_json)
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))
