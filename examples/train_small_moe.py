@@ -62,12 +62,19 @@ class Corpus:
 
 
 def main() -> None:
-    """Read the text, make a tokenizer, train, save, draw, capture."""
+    """Make the model, then capture."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if not arguments.capture_only:
+        make(arguments)
+    record(arguments.out, arguments.requests)
+
+
+def make(arguments: argparse.Namespace) -> None:
+    """Read the text, make a tokenizer, train, save, draw."""
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
     training = Training(steps=arguments.steps, max_minutes=arguments.max_minutes, seed=arguments.seed)
     train_texts, valid_texts = split_texts(read_texts(arguments.text, training), training.seed)
     tokenizer = make_tokenizer(train_texts, vocabulary=arguments.vocabulary)
@@ -80,7 +87,6 @@ def main() -> None:
     tokenizer.save_pretrained(out / "model")
     foreign = foreign_routing_loss(model, valid_batches(corpus, training))
     save_losses(out, rows, corpus, training, tokenizer.vocab_size, foreign)
-    record(out, arguments.requests)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,6 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-minutes", type=float, default=Training.max_minutes, help="of training; stop there")
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--requests", type=int, default=192, help="requests to capture")
+    parser.add_argument("--capture-only", action="store_true", help="of the model that an earlier run left in --out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

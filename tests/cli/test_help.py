@@ -16,6 +16,8 @@ COMMANDS = [
     "latency",
     "search",
     "search placement",
+    "trace",
+    "trace capture",
     "models",
     "models list",
     "models show",
@@ -23,7 +25,7 @@ COMMANDS = [
     "hardware list",
     "hardware show",
 ]
-HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pyomo", "scipy", "simpy", "yaml"}
+HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pyomo", "scipy", "simpy", "torch", "transformers", "yaml"}
 SCRIPT = """
 import contextlib, io, json, sys
 from moesim.cli import main

@@ -45,7 +45,8 @@ class Parts:
         path = self.folder / _PLAN
         try:
             self.folder.mkdir(exist_ok=True)
-            earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            started = path.is_file() and any(self.folder.glob("*.parquet"))
+            earlier = json.loads(path.read_text(encoding="utf-8")) if started else None
             if earlier is None:
                 with _whole(path) as part:
                     part.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")

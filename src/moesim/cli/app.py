@@ -39,7 +39,7 @@ search_app = typer.Typer(
 trace_app = typer.Typer(
     no_args_is_help=True,
     help="Routing and attention of real models.",
-    epilog=_examples("moesim trace capture --model ./OLMoE-1B-7B --text book.txt --out trace.parquet"),
+    epilog=_examples("moesim trace capture --model ./OLMoE-1B-7B --text book.txt -o trace.parquet"),
 )
 app.add_typer(search_app, name="search")
 app.add_typer(trace_app, name="trace")
@@ -310,9 +310,9 @@ def search_placement(
 @trace_app.command(
     "capture",
     epilog=_examples(
-        "moesim trace capture --model ./OLMoE-1B-7B --text book.txt --out trace.parquet",
-        "moesim trace capture --model ./model --text a.txt --text b.txt --decode 256 -o t.parquet",
-        "moesim trace capture --model ./model --text a.txt -o t.parquet --attention a.parquet",
+        "moesim trace capture --model ./OLMoE-1B-7B --text book.txt -o trace.parquet",
+        "moesim trace capture --model ./model --text a.txt --decode 64 -o t.parquet",
+        "moesim trace capture --model ./m --text a -o t.parquet --attention a.parquet",
     ),
 )
 def trace_capture(
