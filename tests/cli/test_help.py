@@ -25,7 +25,19 @@ COMMANDS = [
     "hardware list",
     "hardware show",
 ]
-HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pyomo", "scipy", "simpy", "torch", "transformers", "yaml"}
+HEAVY = {
+    "matplotlib",
+    "numba",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pyomo",
+    "scipy",
+    "simpy",
+    "torch",
+    "transformers",
+    "yaml",
+}
 SCRIPT = """
 import contextlib, io, json, sys
 from moesim.cli import main

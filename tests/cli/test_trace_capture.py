@@ -61,7 +61,8 @@ def test_json_and_name(prepared, moesim):
     assert read_routing_trace(prepared / "t.parquet").model == "mine"
 
 
-def test_the_trace_drives_a_simulation(prepared, moesim):
+@pytest.mark.usefixtures("prepared")
+def test_the_trace_drives_a_simulation(moesim):
     moesim(*COMMAND, "--out", "t.parquet")
     arguments = ("--model", "tiny-olmoe/config.json", "--system", "h100-sxm-1", "--routing", "t.parquet", "--json")
     outcome = moesim("simulate", "--num-requests", "2", *arguments)

@@ -107,15 +107,14 @@ def save_model(tmp_path_factory) -> Saver:
 
 
 @pytest.fixture(scope="session", params=CONFIGS)
-def family(request) -> str:
-    return str(request.param)
+def family(request):
+    return request.param
 
 
 @pytest.fixture(scope="session")
-def folder(family, save_model) -> Path:
+def folder(family, save_model):
     """A model of each family in turn."""
-    saved: Path = save_model(family)
-    return saved
+    return save_model(family)
 
 
 @pytest.fixture

@@ -127,7 +127,14 @@ def test_torch_missing(model, text, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prompt_tokens", 0), ("batch", 0), ("requests", 0), ("decode_tokens", -1), ("temperature", float("nan")), ("dtype", "int8")],
+    [
+        ("prompt_tokens", 0),
+        ("batch", 0),
+        ("requests", 0),
+        ("decode_tokens", -1),
+        ("temperature", float("nan")),
+        ("dtype", "int8"),
+    ],
 )
 def test_values_out_of_range(field, value):
     with pytest.raises(InputError, match=f"^{field}: must be"):

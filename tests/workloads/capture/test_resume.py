@@ -49,9 +49,9 @@ def batches_run(monkeypatch):
     seen: list[int] = []
     run_batch = run.run_batch
 
-    def noted(loaded, prompts, batch, *rest, **options):
+    def noted(loaded, prompts, batch, settings, **options):
         seen.append(batch.start)
-        return run_batch(loaded, prompts, batch, *rest, **options)
+        return run_batch(loaded, prompts, batch, settings, **options)
 
     monkeypatch.setattr(run, "run_batch", noted)
     return seen

@@ -55,9 +55,7 @@ def test_some_requests_are_taken_from_all_texts(tmp_path):
 
 
 def test_the_fingerprint_changes_with_a_token(tmp_path):
-    one, other = (
-        read_prompts([write(tmp_path, "a", data)], None, 256, CaptureSettings()) for data in (b"abc", b"abd")
-    )
+    one, other = (read_prompts([write(tmp_path, "a", data)], None, 256, CaptureSettings()) for data in (b"abc", b"abd"))
     assert one.fingerprint() != other.fingerprint()
     assert np.array_equal(one.ids[0][:2], other.ids[0][:2])
 
@@ -68,5 +66,5 @@ def test_text_that_is_not_utf8(tokenizer, tmp_path):
 
 
 def test_text_without_tokens(tokenizer, tmp_path):
-    with pytest.raises(DataError, match="blank.txt: must not be empty"):
+    with pytest.raises(DataError, match=r"blank\.txt: must not be empty"):
         read_prompts([write(tmp_path, "blank.txt", b"\n\n")], tokenizer, 10, CaptureSettings())
