@@ -7,7 +7,8 @@ the files given with `--text`. The model is an OLMoE (Muennighoff et al. 2024, a
 experts each, 4 per token, trained with that paper's losses: next token, load balancing per layer, router z-loss.
 
 The folder then holds `model` (a Hugging Face folder with tokenizer), `loss.csv`, `loss.png`, `training.json`,
-`valid.txt` (the text that was held out, which is what is captured), `trace.parquet` and `attention.parquet`.
+`valid.txt` (the text that was held out, which is what is captured), `trace.parquet`, `attention.parquet`, and
+`small-moe.json`: losses and the statistics of the traces. They ship with moesim as the routing `small-moe`.
 """
 
 import argparse
@@ -28,7 +29,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
-from moesim.workloads.capture.run import CaptureSettings, capture
+from moesim.workloads.capture.run import capture
+from moesim.workloads.capture.settings import CaptureSettings
+from moesim.workloads.capture.summary import summarize_capture
 
 NAME = "small-moe"
 END_OF_TEXT = "<|endoftext|>"
@@ -345,15 +348,14 @@ def record(out: Path, requests: int) -> None:
     """Capture routing and attention of the held-out text, prefill and decode."""
     settings = CaptureSettings(prompt_tokens=128, decode_tokens=128, batch=16, requests=requests)
     started = time.perf_counter()
-    report = capture(
-        str(out / "model"),
-        [out / "valid.txt"],
-        out / "trace.parquet",
-        settings,
-        attention=out / "attention.parquet",
-        name=NAME,
-    )
-    print(f"captured {report.tokens:,} tokens of {report.requests} requests in {time.perf_counter() - started:.0f} s")
+    trace, attention = out / "trace.parquet", out / "attention.parquet"
+    report = capture(str(out / "model"), [out / "valid.txt"], trace, settings, attention=attention, name=NAME)
+    seconds = time.perf_counter() - started
+    about = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    about["capture"] = {"requests": report.requests, "tokens": report.tokens, "seconds": round(seconds)}
+    about["statistics"] = summarize_capture(trace, attention)
+    (out / f"{NAME}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    print(f"captured {report.tokens:,} tokens of {report.requests} requests in {seconds:.0f} s")
 
 
 if __name__ == "__main__":

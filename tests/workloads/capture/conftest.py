@@ -118,7 +118,7 @@ def folder(family, save_model):
 
 
 @pytest.fixture
-def text(tmp_path) -> Path:
+def text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(TEXT)
     return path
