@@ -20,6 +20,7 @@ COMMANDS = [
     "trace stats",
     "trace import",
     "trace attention",
+    "trace capture",
     "models",
     "models list",
     "models show",
@@ -27,7 +28,19 @@ COMMANDS = [
     "hardware list",
     "hardware show",
 ]
-HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pyomo", "scipy", "simpy", "yaml"}
+HEAVY = {
+    "matplotlib",
+    "numba",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pyomo",
+    "scipy",
+    "simpy",
+    "torch",
+    "transformers",
+    "yaml",
+}
 SCRIPT = """
 import contextlib, io, json, sys
 from moesim.cli import main

@@ -8,11 +8,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress_bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar that disappears at the end; yields a function that takes the number of `unit` done so far."""
+def progress_bar(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A bar that disappears at the end; yields a function that takes the number of `unit` done so far.
+
+    Args:
+        what: is being done.
+        total: of `unit`; a second argument of the function changes it, where it is known only later.
+        unit: what is counted.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        yield lambda done, total=None: progress.update(task, completed=done, total=total)

@@ -1,6 +1,6 @@
 """The `moesim trace` commands and their flags. As in `app`, everything heavy is imported inside the commands.
 
-A further command, such as `capture` or `synth`, is a function here and a module beside this one.
+A further command is a function here and a module beside this one.
 """
 
 from pathlib import Path
@@ -12,8 +12,9 @@ from moesim.cli.help_text import examples
 
 trace_app = typer.Typer(
     no_args_is_help=True,
-    help="Recorded routing: import it, and see what is in it.",
+    help="Routing of real models: capture it, import it, and see what is in it.",
     epilog=examples(
+        "moesim trace capture --model ./OLMoE-1B-7B --text book.txt -o trace.parquet",
         "moesim trace import sample.json.gz --format fingerprint --model gpt-oss-20b -o trace.parquet",
         "moesim trace stats trace.parquet --out report",
     ),
@@ -125,3 +126,60 @@ def trace_import(
 
     options = {"model": model, "experts": experts, "top_k": top_k, "group": group, "source": source, "licence": licence}
     import_command(files, name, output, options, capture or [], as_json=as_json)
+
+
+@trace_app.command(
+    "capture",
+    epilog=examples(
+        "moesim trace capture --model ./OLMoE-1B-7B --text book.txt -o trace.parquet",
+        "moesim trace capture --model ./model --text a.txt --decode 64 -o t.parquet",
+        "moesim trace capture --model ./m --text a -o t.parquet --attention a.parquet",
+    ),
+)
+def trace_capture(
+    model: Annotated[
+        str, typer.Option(metavar="PATH_OR_ID", help="Folder of a Hugging Face model, or its name there.")
+    ],
+    text: Annotated[list[Path], typer.Option(metavar="FILE", help="Text to run; once per file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Routing trace to write: .parquet.")],
+    attention: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write how few keys hold the attention of each head: .parquet."),
+    ] = None,
+    prompt: Annotated[int, typer.Option(help="Longest prompt; longer texts become several requests.")] = 512,
+    decode: Annotated[int, typer.Option(help="Decode steps per request, on tokens that the model draws.")] = 0,
+    requests: Annotated[int | None, typer.Option(help="Take so many requests, at equal distances.")] = None,
+    batch: Annotated[int, typer.Option(help="Requests that run, and are written, together.")] = 8,
+    chunk: Annotated[int, typer.Option(help="Prompt tokens per forward pass.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Of drawn tokens; 0 takes the likeliest.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of drawn tokens.")] = 0,
+    every: Annotated[int, typer.Option(help="Record attention at every so many prompt positions.")] = 16,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or name of a tokenizer, or `bytes`; by default the model's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as the files), float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or another device of PyTorch.")] = "cpu",
+    name: Annotated[str | None, typer.Option(help="Name of the model in the trace.")] = None,
+    as_json: Json = False,
+) -> None:
+    r"""Record the routing of a Mixture-of-Experts model that reads texts and goes on.
+
+    Needs PyTorch and transformers: pip install 'moesim\[capture]'. Families: mixtral, olmoe, qwen2_moe, qwen3_moe,
+    deepseek_v2, deepseek_v3, gpt_oss, phimoe. A capture that was stopped goes on when the same command is given again.
+    """
+    from moesim.cli.capture import capture_command
+
+    settings = {
+        "prompt_tokens": prompt,
+        "decode_tokens": decode,
+        "requests": requests,
+        "batch": batch,
+        "chunk_tokens": chunk,
+        "temperature": temperature,
+        "seed": seed,
+        "attention_every": every,
+        "tokenizer": tokenizer,
+        "dtype": dtype,
+        "device": device,
+    }
+    capture_command(model, text, out, attention, settings, name=name, as_json=as_json)
