@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt
 from moesim.configs.loader import Config, Document, Finder, Reference, find, override, validate
 from moesim.errors import ConfigError, InputError
 from moesim.hw_models.system import System, load_system, system_document
+from moesim.simulator.communication import Communication
 from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
 from moesim.simulator.parallelism import Parallelism, check_parallelism
 from moesim.simulator.placement import CONTIGUOUS, Placement, load_placement
@@ -105,6 +106,7 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
     router = _router(model, routing, routing_rng, requests)
     cache = KvCache.of(model, parallelism.tp, scenario.scheduler.block_tokens)
     _check_requests(scenario, document, requests, cache)
+    _check_exchange(scenario, document, system)
     return Setup(
         scenario=scenario,
         model=model,
@@ -247,6 +249,15 @@ def _check_requests(scenario: Scenario, document: Document, requests: Requests, 
         raise ConfigError(document.place(("warmup_requests",)), rule, scenario.warmup_requests)
     if scenario.scheduler.prefix_caching:
         check_prefix_caching(requests, cache, document.place(("scheduler", "prefix_caching")))
+
+
+def _check_exchange(scenario: Scenario, document: Document, system: System) -> None:
+    """Check that the links have the kernels that the engine calls for its experts."""
+    settings = scenario.scheduler
+    for kind in sorted(Communication(settings.all_reduce, settings.expert_exchange).primitives()):
+        if not system.interconnect.offers(kind):
+            rule = f"the links of {system.name} have no parameters of {kind}"
+            raise ConfigError(document.place(("scheduler", "expert_exchange")), rule, settings.expert_exchange)
 
 
 def _memory(

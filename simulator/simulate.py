@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.configs.loader import Reference
+from moesim.simulator.communication import Communication
 from moesim.simulator.metrics import (
     counted_distribution,
     distribution,
@@ -76,6 +77,7 @@ def build_step_simulator(setup: Setup) -> StepSimulator:
         setup.scenario.engine,
         scheduler.host_overhead_s,
         scheduler.async_host,
+        Communication(scheduler.all_reduce, scheduler.expert_exchange),
     )
 
 

@@ -8,6 +8,8 @@ them: the share of a processor that takes no part lasts no time.
     attention_norm  qkv  rope  attention  attention_out  [all_reduce over tp]
     ffn_norm  router  top_k  [dispatch]  shared experts  experts  [combine]       dp > 1: all-to-all over the replica
     ffn_norm  router  top_k  shared experts  experts  [all_reduce over tp]        dp = 1: tokens are everywhere already
+
+What dispatch and combine are is the engine's choice (`Communication`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -139,6 +141,9 @@ class _StepTasks:
         self._experts(layer)
         combined = self._all_to_all("combine", layer)
         self.last = [[combined] for _ in self.devices]
+        if self.collectives.communication.gathers:  # each device has the sums over its own shards
+            self.group_collective("all_reduce", layer)
+            return
         if shared:
             self.group_collective("reduce_scatter", layer)
         self.group_collective("all_gather", layer)
