@@ -93,20 +93,18 @@ def fit_link(
         results.append(result)
     error = float(np.concatenate(errors).mean())
     first = measured[0][1]
-    valid = {
-        "ranks": valid_range(np.concatenate([rows.table.ranks for _, rows in measured]).astype(np.float64)),
-        **dict(_sizes(first)),
-    }
+    quantity, sizes = _sizes(first.table)
+    valid = {"ranks": valid_range(first.table.ranks.astype(np.float64)), quantity: sizes}
     stated = Fit(data=first.source.text, rows=sum(len(rows) for _, rows in measured), error=error, valid=valid)
     changed = with_fitted(link, values)
-    fits = {**changed.fits, fit: stated}
-    return LinkFit(changed.model_copy(update={"fits": fits}), tuple(results))
+    return LinkFit(changed.model_copy(update={"fits": {**changed.fits, fit: stated}}), tuple(results))
 
 
-def _sizes(rows: Links) -> Iterator[tuple[str, tuple[float, float]]]:
-    for label in ("bytes", "tokens"):
-        if label in rows.labels:
-            yield label, valid_range(rows.labels[label].astype(np.float64))
+def _sizes(table: CollectiveTable) -> tuple[str, tuple[float, float]]:
+    """What the validity of a price is told by: tokens, for DeepEP, or bytes (`collective_kernel.price_rows`)."""
+    if table.tokens.any():
+        return "tokens", valid_range(table.tokens)
+    return "bytes", valid_range(table.payload_bytes + np.maximum(table.sent_bytes, table.received_bytes))
 
 
 def _space(link: LinkConfig, names: Sequence[str]) -> Iterator[tuple[str, Free]]:

@@ -75,7 +75,7 @@ def test_kernel_constants_are_those_of_the_tables() -> None:
     assert COLLECTIVES[:5] == ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "custom_all_reduce")
     kernel = collective_kernel
     assert (kernel.ALL_REDUCE, kernel.ALL_GATHER, kernel.REDUCE_SCATTER, kernel.ALL_TO_ALL) == (0, 1, 2, 3)
-    assert (kernel.CUSTOM_ALL_REDUCE, kernel.FIRST_DEEPEP) == (4, COLLECTIVES.index("deepep_dispatch"))
+    assert (4, COLLECTIVES.index("deepep_dispatch")) == (kernel.CUSTOM_ALL_REDUCE, kernel.FIRST_DEEPEP)
     assert len(SECTIONS) == len(COLLECTIVES)
     assert (BOUNDS[kernel.LATENCY], BOUNDS[kernel.NETWORK]) == ("latency", "network")
     assert kernel.Columns._fields == tuple(CollectiveTable.__dataclass_fields__)
@@ -221,8 +221,8 @@ def test_custom_all_reduce_is_the_faster_of_two_kernels_up_to_a_size(interconnec
     largest = custom.largest[ranks].value
     one, two = custom.one_shot, custom.two_shot
     one_s = one.launch.value + (ranks - 1) * (one.hop.value + SIZES / (bandwidth * one.sustained.value))
-    two_s = two.launch.value + (ranks - 1) * two.hop.value
-    two_s += (1 + 1 / ranks) * SIZES / (bandwidth * two.sustained.value)
+    two_start_s = two.launch.value + (ranks - 1) * two.hop.value
+    two_s = two_start_s + (1 + 1 / ranks) * SIZES / (bandwidth * two.sustained.value)
     nccl_s = interconnect.price(collective("all_reduce", ranks, SIZES)).time_s
     expected = np.where(largest >= SIZES, np.minimum(one_s, two_s), nccl_s)
     assert interconnect.price(collective("custom_all_reduce", ranks, SIZES)).time_s == pytest.approx(expected)
