@@ -6,13 +6,14 @@ starts from the file of a similar one. The model is the interconnect's own `pric
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from moesim.hw_models.calibration.fit import FitResult, Free, Price, Settings, calibrate, valid_range
-from moesim.hw_models.calibration.link_readers import Links
+from moesim.hw_models.calibration.link_readers import Links, read_custom_all_reduce, read_deepep, read_nccl
 from moesim.hw_models.collective_table import CollectiveTable
 from moesim.hw_models.interconnect import Interconnect
 from moesim.hw_models.link_config import LinkConfig
@@ -63,6 +64,39 @@ def link_price(link: LinkConfig) -> Price[CollectiveTable]:
         return Interconnect(changed, changed).price(table).time_s
 
     return price
+
+
+def measured_links(folder: Path, link: LinkConfig, fit: str) -> list[tuple[str, Links]]:
+    """The rows that a calibration of `link` is fitted to, by the part of the parameters that they fit.
+
+    Args:
+        folder: measurements of the GPU, such as `kernels/aiconfigurator/h200_sxm`.
+        link: tells which tensors the engine's own all-reduce takes.
+        fit: `nccl`, `nccl_all_to_all`, `custom_all_reduce`, `deepep` or `deepep_low_latency`.
+
+    Raises:
+        DataError: the file is not there, or lacks a column.
+    """
+    if fit in {"deepep", "deepep_low_latency"}:
+        dispatch, combine = read_deepep(folder, low_latency=fit != "deepep")
+        return [(f"{fit}.dispatch", dispatch), (f"{fit}.combine", combine)]
+    if fit == "custom_all_reduce":
+        rows, custom = read_custom_all_reduce(folder), link.custom_all_reduce
+        largest = {members: nbytes.value for members, nbytes in custom.largest.items()} if custom else {}
+        limits = np.array([largest.get(int(ranks), 0.0) for ranks in rows.table.ranks])
+        return [("", rows.take(np.flatnonzero(rows.table.payload_bytes <= limits)))]
+    return [("", read_nccl(folder)[fit == "nccl_all_to_all"])]
+
+
+def fit_all(folder: Path, link: LinkConfig, settings: Settings = SETTINGS) -> LinkConfig:
+    """`link` with every calibration that it names fitted anew to the measurements in `folder`.
+
+    Raises:
+        DataError: a file is not there, or lacks a column.
+    """
+    for fit in link.fits:
+        link = fit_link(link, fit, measured_links(folder, link, fit), settings).link
+    return link
 
 
 def fit_link(

@@ -13,11 +13,9 @@ from moesim.hw_models.calibration.link_readers import (
     FP8_BYTES,
     Links,
     read_custom_all_reduce,
-    read_deepep,
-    read_nccl,
     regrouped,
 )
-from moesim.hw_models.calibration.links import SETTINGS, fit_link
+from moesim.hw_models.calibration.links import SETTINGS, fit_all, fit_link, measured_links
 from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
 from moesim.hw_models.interconnect import Interconnect
 from moesim.hw_models.link_config import LinkConfig
@@ -57,13 +55,8 @@ def link_of(system: str) -> LinkConfig:
 
 
 def rows_of(data: Path, system: str, fit: str) -> Links:
-    folder = data / "kernels/aiconfigurator" / FOLDERS[system]
-    if fit != "custom_all_reduce":
-        return read_nccl(folder)[fit == "nccl_all_to_all"]
-    rows, custom = read_custom_all_reduce(folder), link_of(system).custom_all_reduce
-    assert custom is not None
-    largest = np.array([custom.largest[int(ranks)].value for ranks in rows.labels["ranks"]])
-    return rows.take(np.flatnonzero(rows.labels["bytes"] <= largest))
+    [(_, rows)] = measured_links(data / "kernels/aiconfigurator" / FOLDERS[system], link_of(system), fit)
+    return rows
 
 
 def errors(link: LinkConfig, rows: Links) -> np.ndarray:
@@ -99,12 +92,11 @@ def test_sizes_and_groups_that_a_fit_never_saw(
 @pytest.mark.parametrize("way", ["dispatch", "combine"])
 def test_deepep(reference_data: Path, fit: str, limit: float, shape_limit: float, way: str) -> None:
     link, low_latency = link_of("h200-sxm"), fit == "deepep_low_latency"
-    both = read_deepep(reference_data / "kernels/aiconfigurator/h200_sxm", low_latency=low_latency)
-    rows = both[way == "combine"]
+    both = measured_links(reference_data / "kernels/aiconfigurator/h200_sxm", link, fit)
+    part, rows = both[way == "combine"]
     assert link.fits[fit].rows == 2 * len(rows)
     assert link.fits[fit].error <= limit
     assert errors(link, rows).mean() <= limit
-    part = f"{fit}.{way}"
     assert unseen_error(link, fit, rows, part) <= limit
     assert unseen_error(link, fit, regrouped(rows, "shape"), part) <= shape_limit
     if not low_latency:
@@ -144,3 +136,12 @@ def test_deepep_between_nodes_is_near_the_published_figures(reference_data: Path
         assert cost.extrapolated.all()
         measured_s = table[f"{column}_latency_us"].to_numpy() * 1e-6
         assert np.abs(cost.time_s / measured_s - 1).mean() < 0.06
+
+
+def test_links_that_ship_can_be_fitted_anew(reference_data: Path) -> None:
+    link = link_of("a100-sxm")
+    again = fit_all(reference_data / "kernels/aiconfigurator/a100_sxm", link)
+    for name, fit in link.fits.items():
+        assert again.fits[name].rows == fit.rows
+        assert again.fits[name].error == pytest.approx(fit.error, abs=0.005)
+        assert again.fits[name].valid == fit.valid
