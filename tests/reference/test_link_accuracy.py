@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.link_readers import (
     BF16_BYTES,
     FP8_BYTES,
@@ -15,7 +14,7 @@ from moesim.hw_models.calibration.link_readers import (
     read_custom_all_reduce,
     regrouped,
 )
-from moesim.hw_models.calibration.links import SETTINGS, fit_all, fit_link, measured_links
+from moesim.hw_models.calibration.links import SETTINGS, fit_all, fitted_names, measured_links, unseen_times
 from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
 from moesim.hw_models.interconnect import Interconnect
 from moesim.hw_models.link_config import LinkConfig
@@ -31,21 +30,20 @@ FOLDERS = {
 }
 IN_SAMPLE_SLACK = 0.005
 """Stated errors are of sizes left out of the fit; those of the shipped values on all rows are not above them."""
-QUICK = replace(SETTINGS, rows=800, starts=1)
-"""From the shipped values, which a fit without some sizes leaves soon."""
+QUICK = replace(SETTINGS, rows=800)
 
 # Links, calibration, most that may be stated, most with whole group sizes left out.
 FITS = [
     ("a100-sxm", "nccl", 0.065, 0.08),
-    ("a100-sxm", "nccl_all_to_all", 0.07, 0.09),
-    ("h100-sxm", "nccl", 0.055, 0.065),
-    ("h100-sxm", "nccl_all_to_all", 0.08, 0.085),
-    ("h100-sxm", "custom_all_reduce", 0.05, 0.065),
-    ("h200-sxm", "nccl", 0.06, 0.065),
-    ("h200-sxm", "nccl_all_to_all", 0.065, 0.085),
+    ("a100-sxm", "nccl_all_to_all", 0.08, 0.095),
+    ("h100-sxm", "nccl", 0.055, 0.07),
+    ("h100-sxm", "nccl_all_to_all", 0.085, 0.085),
+    ("h100-sxm", "custom_all_reduce", 0.05, 0.07),
+    ("h200-sxm", "nccl", 0.06, 0.07),
+    ("h200-sxm", "nccl_all_to_all", 0.08, 0.09),
     ("h200-sxm", "custom_all_reduce", 0.035, 0.045),
     ("rtx-pro-6000", "nccl", 0.08, 0.13),
-    ("rtx-pro-6000", "nccl_all_to_all", 0.06, 0.095),
+    ("rtx-pro-6000", "nccl_all_to_all", 0.06, 0.22),  # sockets are shared by groups of eight only: nothing else tells
 ]
 DEEPEP = [("deepep", 0.06, 0.06), ("deepep_low_latency", 0.045, 0.05)]
 
@@ -65,9 +63,10 @@ def errors(link: LinkConfig, rows: Links) -> np.ndarray:
     return np.abs(cost.time_s / rows.time_s - 1)
 
 
-def unseen_error(link: LinkConfig, fit: str, rows: Links, part: str = "", settings: Settings = QUICK) -> float:
-    [result] = fit_link(link, fit, [(part, rows)], settings).results
-    return result.unseen["all"].mean
+def unseen_error(link: LinkConfig, fit: str, rows: Links, part: str = "") -> float:
+    """Mean error on the groups left out, of fits that start from the same round values for every GPU."""
+    times_s = unseen_times(link, fitted_names(link, fit, part), rows, QUICK)
+    return float(np.abs(times_s / rows.time_s - 1).mean())
 
 
 @pytest.mark.parametrize(("system", "fit", "limit", "_"), FITS)
@@ -85,7 +84,7 @@ def test_sizes_and_groups_that_a_fit_never_saw(
     link, rows = link_of(system), rows_of(reference_data, system, fit)
     assert unseen_error(link, fit, rows) <= limit
     groups = regrouped(rows, "ranks")
-    assert unseen_error(link, fit, groups, settings=replace(QUICK, folds=3)) <= group_limit
+    assert unseen_error(link, fit, groups) <= group_limit
 
 
 @pytest.mark.parametrize(("fit", "limit", "shape_limit"), DEEPEP)
