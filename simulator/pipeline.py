@@ -89,6 +89,7 @@ def _stage(pool: Pool, first_replica_device: int, stage: int, model: Model, engi
         engine,
         pool.scheduler.host_overhead_s,
         pool.scheduler.async_host,
+        pool.scheduler.communication,
         layers,
         first_replica_device + stage * pool.parallelism.stage_devices,
         pool.first_device,

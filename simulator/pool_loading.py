@@ -88,6 +88,7 @@ def _check_roles(plans: Sequence[PoolPlan]) -> None:
 def _build_pool(plan: PoolPlan, model: Model, system: System, requests: Requests, first_device: int) -> Pool:
     parallelism = _parallelism(plan, model, system)
     placement = _placement(plan, model, parallelism)
+    _check_kernels(plan, system)
     memory, cache = _memory(plan, model, system, parallelism, placement, requests)
     return Pool(
         name=plan.name,
@@ -130,6 +131,14 @@ def _check_devices(replicas: int, parallelism: Parallelism, system: System, plac
     if stage % node and node % stage:
         rule = f"dp * tp must divide the {node} devices of a node or be a multiple of them"
         raise ConfigError(place, rule, stage)
+
+
+def _check_kernels(plan: PoolPlan, system: System) -> None:
+    """The links must have the kernels that the engine calls for its experts."""
+    for kind in sorted(plan.scheduler.communication.primitives()):
+        if not system.interconnect.offers(kind):
+            rule = f"the links of {system.name} have no parameters of {kind}"
+            raise ConfigError(plan.place("scheduler", "expert_exchange"), rule, plan.scheduler.expert_exchange)
 
 
 def _placement(plan: PoolPlan, model: Model, parallelism: Parallelism) -> Placement | None:
