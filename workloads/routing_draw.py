@@ -39,7 +39,7 @@ from moesim.errors import DataError, InputError
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import Reuse, TokenStates
 from moesim.workloads.routing_trace import RoutingTrace
-from moesim.workloads.routing_weights import STRIDE, TOLERANCE, sampling_tables
+from moesim.workloads.routing_weights import STRIDE, TOLERANCE, sampling_tables, sampling_weights
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -54,6 +54,9 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _TO_UNIT = 2.0**-53
 _BLOCK = 256
 """Tokens that go through the layers together."""
+_ACCEPTANCE = 0.25
+"""Probability of distinct ids under which a row gets suffix tables."""
+_ALIAS_BITS = np.uint64(12)
 _MAX_RUN = 256
 """Tokens after which a run ends at the latest."""
 _MAX_HABITS = 64
@@ -84,16 +87,18 @@ class TokenRouter:
 
     def _fit(self, profile: RoutingProfile) -> None:
         """Solve for the tables of every row."""
-        rows, self._domains = [profile.popularity], np.zeros(0)
-        self._states = None if profile.states is None else _StateTables(profile.states, profile.reuse)
+        self._states = None
         if profile.states is not None:
-            rows = [profile.states.shares.reshape(-1, profile.experts)]
-        elif profile.transitions is not None:
-            rows.append(profile.transitions.reshape(-1, profile.experts))
-        elif profile.domains is not None:
-            rows = [limit_shares(profile.domains.popularity.reshape(-1, profile.experts), profile.top_k)]
-            self._domains = np.cumsum(profile.domains.weight)
-        self._fine, self._coarse, error = sampling_tables(np.concatenate(rows) * profile.top_k, profile.top_k)
+            self._states = _StateTables(profile.states, profile.reuse, profile.top_k)
+            error = self._states.error
+        else:
+            rows, self._domains = [profile.popularity], np.zeros(0)
+            if profile.transitions is not None:
+                rows.append(profile.transitions.reshape(-1, profile.experts))
+            elif profile.domains is not None:
+                rows = [limit_shares(profile.domains.popularity.reshape(-1, profile.experts), profile.top_k)]
+                self._domains = np.cumsum(profile.domains.weight)
+            self._fine, self._coarse, error = sampling_tables(np.concatenate(rows) * profile.top_k, profile.top_k)
         if not error <= 100 * TOLERANCE:
             raise DataError(profile.source, "no sampling weights fit the popularity of a row", error)
 
@@ -112,25 +117,35 @@ class TokenRouter:
         if self._uniform:
             _draw_uniform(self._key, request, position, self.profile.experts, chosen)
         elif self._states is not None:
-            chain, reuse, sets = self._states.chain, self._states.reuse, self._states.sets
-            _draw_states(self._key, request, position, chain, reuse, sets, self._fine, self._coarse, chosen)
+            _draw_states(self._key, request, position, *self._states.arrays, chosen)
         else:
             _draw(self._key, request, position, self._domains, self._fine, self._coarse, chosen)
         return chosen
 
 
 class _StateTables:
-    """States and reuse as the compiled draw wants them."""
+    """States and reuse as the compiled draw wants them: `arrays` in the order of its arguments.
 
-    def __init__(self, states: TokenStates, reuse: Reuse | None) -> None:
-        layers = len(states.shares)
-        rows = np.concatenate([states.initial[np.newaxis], states.transitions.reshape(-1, states.states)])
-        self.chain = _alias_tables(np.ascontiguousarray(rows))
-        self.reuse, self.sets = np.array([0.0, 0.0, 0.0, 0.0, 1.0]), np.zeros((layers, 2))
+    Sets of a row are drawn from its alias table, again until all ids are distinct, which is conditional Poisson sampling
+    as well (Chen, Dempster and Liu 1994, procedure of rejection). Rows where that would take long get suffix tables.
+    """
+
+    def __init__(self, states: TokenStates, reuse: Reuse | None, top_k: int) -> None:
+        layers, _, experts = states.shares.shape
+        inclusion = states.shares.reshape(-1, experts) * top_k
+        weights, acceptance, self.error = sampling_weights(inclusion, top_k)
+        slow = acceptance < _ACCEPTANCE
+        slot = np.where(slow, np.cumsum(slow) - 1, -1)
+        fine, coarse, _ = sampling_tables(inclusion[slow], top_k)
+        sets = np.zeros((layers, 2))
+        numbers = np.array([0.0, 0.0, 0.0, 0.0, 1.0])
         if reuse is not None:
             shares = (reuse.run_continues, reuse.request_share, reuse.habit_decay, reuse.passage_share)
-            self.reuse = np.array([*shares, reuse.passage_tokens], dtype=np.float64)
-            self.sets = np.stack([reuse.run_sets, reuse.habit_sets], axis=1)
+            numbers = np.array([*shares, reuse.passage_tokens], dtype=np.float64)
+            sets = np.stack([reuse.run_sets, reuse.habit_sets], axis=1)
+        rows = np.concatenate([states.initial[np.newaxis], states.transitions.reshape(-1, states.states)])
+        draws = _alias_tables(weights / weights.sum(axis=1, keepdims=True))
+        self.arrays = _alias_tables(np.ascontiguousarray(rows)), numbers, sets, draws, slot, fine, coarse
 
 
 class TraceRouter:
@@ -282,9 +297,11 @@ def _draw_states(
     key: np.uint64,
     request: Ints,
     position: Ints,
-    chain: NDArray[np.uint64],
+    chain: NDArray[np.uint32],
     reuse: Floats,
     sets: Floats,
+    draws: NDArray[np.uint32],
+    slot: Ints,
     fine: Floats,
     coarse: Floats,
     chosen: Experts,
@@ -298,7 +315,9 @@ def _draw_states(
         chain: alias tables [1 + (layers - 1) x states, state]: of the first layer, then (layer - 1, state).
         reuse: run_continues, request_share, habit_decay, passage_share, passage_tokens.
         sets: [layer, 2] run_sets, habit_sets.
-        fine: tables of rows (layer, state).
+        draws: alias tables of rows (layer, state).
+        slot: [row] which of the suffix tables is the row's, -1 if none.
+        fine: suffix tables.
         coarse: likewise.
         chosen: result.
     """
@@ -321,8 +340,11 @@ def _draw_states(
                     which = 1
                     if habit_sets > 0.0 and _unit(_mix(streams[i, 1] + offset)) < habit_sets:
                         which = 2
-                table = layer * states + at[i]
-                _draw_set((streams[i, which] ^ _SETS) + offset, fine[table], coarse[table], chosen[start + i, layer])
+                state, row = (streams[i, which] ^ _SETS) + offset, layer * states + at[i]
+                if slot[row] < 0:
+                    _draw_distinct(state, draws[row], chosen[start + i, layer])
+                else:
+                    _draw_set(state, fine[slot[row]], coarse[slot[row]], chosen[start + i, layer])
             offset += shift
 
 
@@ -358,23 +380,37 @@ def _unit(number: np.uint64) -> float:
 
 
 @njit(cache=True)
-def _next(row: NDArray[np.uint64], number: np.uint64) -> int:
-    """The state that a random number picks from a row of `_alias_tables`."""
+def _next(row: NDArray[np.uint32], number: np.uint64) -> np.uint64:
+    """The index that a random number picks from a row of `_alias_tables`."""
     scaled = (number >> np.uint64(32)) * np.uint64(len(row))
-    entry = row[scaled >> np.uint64(32)]
-    if (scaled & np.uint64(0xFFFFFFFF)) < (entry >> np.uint64(8)):
-        return np.int64(scaled >> np.uint64(32))
-    return np.int64(entry & np.uint64(0xFF))
+    entry, index = np.uint64(row[scaled >> np.uint64(32)]), scaled >> np.uint64(32)
+    low = (scaled & np.uint64(0xFFFFFFFF)) >> _ALIAS_BITS
+    return index if low < (entry >> _ALIAS_BITS) else entry & np.uint64(0xFFF)
 
 
 @njit(cache=True)
-def _alias_tables(shares: Floats) -> NDArray[np.uint64]:
-    """Walker's tables of rows of shares: [row, state], the upper bits the threshold x 2^32, the lower 8 the alias.
+def _draw_distinct(state: np.uint64, row: NDArray[np.uint32], chosen: Experts) -> None:
+    """Fill `chosen` [k] with draws from an alias table, from the start again whenever an id comes twice."""
+    k, rank = len(chosen), 0
+    while rank < k:
+        state += _WEYL
+        expert = _next(row, _mix(state))
+        twice = False
+        for before in range(rank):
+            twice |= chosen[before] == expert
+        chosen[rank] = expert
+        rank = 0 if twice else rank + 1
+
+
+@njit(cache=True)
+def _alias_tables(shares: Floats) -> NDArray[np.uint32]:
+    """Walker's tables of rows of shares: [row, index], the upper 20 bits the threshold, the lower 12 the alias.
 
     Built with Vose's two stacks (IEEE Trans. Software Eng. 17 (1991) 972-975).
     """
     rows, n = shares.shape
-    tables = np.empty((rows, n), np.uint64)
+    tables = np.empty((rows, n), np.uint32)
+    whole = np.uint64(1 << 20) - np.uint64(1)
     stack, left = np.empty(n, np.int64), np.empty(n)
     for row in range(rows):
         small, large = 0, n
@@ -389,7 +425,8 @@ def _alias_tables(shares: Floats) -> NDArray[np.uint64]:
         while small > 0 and large < n:
             small -= 1
             i, j = stack[small], stack[large]
-            tables[row, i] = (np.uint64(left[i] * 2.0**32) << np.uint64(8)) | np.uint64(j)
+            threshold = min(np.uint64(left[i] * 2.0**20 + 0.5), whole)
+            tables[row, i] = (threshold << _ALIAS_BITS) | np.uint64(j)
             left[j] -= 1.0 - left[i]
             if left[j] < 1.0:
                 large += 1
@@ -397,10 +434,10 @@ def _alias_tables(shares: Floats) -> NDArray[np.uint64]:
                 small += 1
         for index in range(small):
             i = stack[index]
-            tables[row, i] = (np.uint64(1) << np.uint64(40)) | np.uint64(i)
+            tables[row, i] = (whole << _ALIAS_BITS) | np.uint64(i)
         for index in range(large, n):
             i = stack[index]
-            tables[row, i] = (np.uint64(1) << np.uint64(40)) | np.uint64(i)
+            tables[row, i] = (whole << _ALIAS_BITS) | np.uint64(i)
     return tables
 
 

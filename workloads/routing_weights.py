@@ -36,9 +36,28 @@ def sampling_tables(inclusion: Floats, k: int) -> tuple[Floats, Floats, float]:
         the first; and the largest error of a probability, relative to it.
     """
     fine, errors = _tables(inclusion, k)
+    return fine, _coarse(fine), float(errors.max(initial=0.0))
+
+
+def sampling_weights(inclusion: Floats, k: int) -> tuple[Floats, Floats, float]:
+    """Weights of every row, and how well they do.
+
+    Args:
+        inclusion: float64[row, expert], in [0, 1], each row sums to k.
+        k: size of the sets.
+
+    Returns:
+        float64[row, expert] weights; float64[row] probability that k independent draws in proportion to the weights are
+        distinct; and the largest error of a probability, relative to it.
+    """
+    weights, acceptance, errors = _weights(inclusion, k)
+    return weights, acceptance, float(errors.max(initial=0.0))
+
+
+def _coarse(fine: Floats) -> Floats:
     coarse = np.zeros((*fine.shape[:2], fine.shape[2] // STRIDE))
     coarse[:, :, :-1] = fine[:, :, STRIDE::STRIDE]
-    return fine, coarse, float(errors.max())
+    return coarse
 
 
 @njit(cache=True)
@@ -55,9 +74,9 @@ def _tables(inclusion: Floats, k: int) -> tuple[Floats, Floats]:
     width = (n + STRIDE - 1) // STRIDE * STRIDE
     tables = np.zeros((rows, k, width))
     errors = np.empty(rows)
-    suffix = np.zeros((n + 1, k + 1))
+    suffix, weight = np.zeros((n + 1, k + 1)), np.empty(n)
     for row in range(rows):
-        errors[row] = _solve_weights(inclusion[row], suffix)
+        errors[row] = _solve_weights(inclusion[row], weight, suffix)
         for r in range(k):
             for j in range(n):
                 tables[row, r, j] = suffix[j, r + 1]
@@ -65,14 +84,31 @@ def _tables(inclusion: Floats, k: int) -> tuple[Floats, Floats]:
 
 
 @njit(cache=True)
-def _solve_weights(target: Floats, suffix: Floats) -> float:
-    """Leave in `suffix` [expert + 1, r] the polynomials of the weights that give the `target` probabilities.
+def _weights(inclusion: Floats, k: int) -> tuple[Floats, Floats, Floats]:
+    """`sampling_weights`, with the error of each row.
+
+    k draws in proportion to w are distinct with probability k! e_k(w) / (sum of w)^k.
+    """
+    rows, n = inclusion.shape
+    weights, acceptance, errors = np.empty((rows, n)), np.empty(rows), np.empty(rows)
+    suffix = np.zeros((n + 1, k + 1))
+    for row in range(rows):
+        errors[row] = _solve_weights(inclusion[row], weights[row], suffix)
+        acceptance[row] = suffix[0, k]
+        for r in range(k):
+            acceptance[row] *= (r + 1) / weights[row].sum()
+    return weights, acceptance, errors
+
+
+@njit(cache=True)
+def _solve_weights(target: Floats, weight: Floats, suffix: Floats) -> float:
+    """Fill `weight` [expert] such that it gives the `target` probabilities, and `suffix` [expert + 1, r] with E[r, j].
 
     The odds of each expert are corrected by the quotient of wanted and present odds. The full step converges in about
     five rounds; where it overshoots (k = 1, certain experts) its square root does not.
     """
     n = len(target)
-    weight, present = np.empty(n), np.empty(n)
+    present = np.empty(n)
     for i in range(n):
         p = min(max(target[i], 0.0), 1.0 - _CERTAIN)
         weight[i] = p / (1.0 - p)
