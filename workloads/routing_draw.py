@@ -117,17 +117,25 @@ class TokenRouter:
         if self._uniform:
             _draw_uniform(self._key, request, position, self.profile.experts, chosen)
         elif self._states is not None:
-            _draw_states(self._key, request, position, *self._states.arrays, chosen)
+            _draw_states(self._key, request, position, self._states.tables, chosen)
         else:
             _draw(self._key, request, position, self._domains, self._fine, self._coarse, chosen)
         return chosen
 
 
 class _StateTables:
-    """States and reuse as the compiled draw wants them: `arrays` in the order of its arguments.
+    """States and reuse as the compiled draw wants them.
 
-    Sets of a row are drawn from its alias table, again until all ids are distinct, which is conditional Poisson sampling
-    as well (Chen, Dempster and Liu 1994, procedure of rejection). Rows where that would take long get suffix tables.
+    Sets of a row are drawn from its alias table, again until all ids are distinct, which is conditional Poisson
+    sampling as well (Chen, Dempster and Liu 1994). Rows where that would take long get suffix tables instead.
+
+    `tables` holds, in this order:
+        chain: alias tables [1 + (layers - 1) x states, state]: of the first layer, then (layer - 1, state).
+        reuse: run_continues, request_share, habit_decay, passage_share, passage_tokens.
+        sets: [layer, 2] run_sets, habit_sets.
+        draws: alias tables of rows (layer, state).
+        slot: [row] which of the suffix tables is the row's, -1 if none.
+        fine, coarse: suffix tables.
     """
 
     def __init__(self, states: TokenStates, reuse: Reuse | None, top_k: int) -> None:
@@ -145,7 +153,7 @@ class _StateTables:
             sets = np.stack([reuse.run_sets, reuse.habit_sets], axis=1)
         rows = np.concatenate([states.initial[np.newaxis], states.transitions.reshape(-1, states.states)])
         draws = _alias_tables(weights / weights.sum(axis=1, keepdims=True))
-        self.arrays = _alias_tables(np.ascontiguousarray(rows)), numbers, sets, draws, slot, fine, coarse
+        self.tables = _alias_tables(np.ascontiguousarray(rows)), numbers, sets, draws, slot, fine, coarse
 
 
 class TraceRouter:
@@ -297,30 +305,14 @@ def _draw_states(
     key: np.uint64,
     request: Ints,
     position: Ints,
-    chain: NDArray[np.uint32],
-    reuse: Floats,
-    sets: Floats,
-    draws: NDArray[np.uint32],
-    slot: Ints,
-    fine: Floats,
-    coarse: Floats,
+    tables: tuple[NDArray[np.uint32], Floats, Floats, NDArray[np.uint32], Ints, Floats, Floats],
     chosen: Experts,
 ) -> None:
-    """Fill `chosen` [token, layer, k] by way of states.
+    """Fill `chosen` [token, layer, k] by way of states; `tables` are those of `_StateTables`.
 
-    Args:
-        key: the seed key.
-        request: [token].
-        position: [token].
-        chain: alias tables [1 + (layers - 1) x states, state]: of the first layer, then (layer - 1, state).
-        reuse: run_continues, request_share, habit_decay, passage_share, passage_tokens.
-        sets: [layer, 2] run_sets, habit_sets.
-        draws: alias tables of rows (layer, state).
-        slot: [row] which of the suffix tables is the row's, -1 if none.
-        fine: suffix tables.
-        coarse: likewise.
-        chosen: result.
+    Tokens go through the layers in blocks, as in `_draw`.
     """
+    chain, reuse, sets, draws, slot, fine, coarse = tables
     tokens, layers, k = chosen.shape
     states = np.int64(chain.shape[1])
     streams, at = np.empty((_BLOCK, 3), np.uint64), np.empty(_BLOCK, np.int64)

@@ -35,6 +35,8 @@ _SHARES_PRIOR = 1.0
 _TRANSITIONS_PRIOR = 3.0
 """Weight of the next layer's states in a row of transitions, in tokens."""
 _MAX_SHARPENING = 2.0
+_TRIAL_ROUNDS = 20
+"""Rounds of proportional fitting while the power is searched for."""
 
 LAGS = np.array([1, 2, 3, 4, 8, 16, 32, 64])
 _FAR = 64
@@ -60,12 +62,11 @@ def fit_profile(
     rng = np.random.default_rng(seed)
     states = max(1, min(states, MAX_STATES, trace.tokens // _TOKENS_PER_STATE))
     chosen = np.sort(rng.permutation(trace.tokens)[:_SAMPLE_TOKENS])
-    found = _fit_states(np.ascontiguousarray(trace.expert[chosen]), trace.experts, states, rng, on_progress)
+    found = _fit_states(trace.expert[chosen], trace.experts, states, rng, on_progress)
     wanted = mutual_information(count_transitions(trace.expert, trace.experts).astype(np.float64)).mean()
     found = _sharpened(found, counted.popularity, trace.top_k, float(wanted))
     return replace(
         counted,
-        popularity=found.popularity(),
         states=found,
         reuse=_fit_reuse(trace, found, rng),
         domains=count_domains(trace),
@@ -87,7 +88,7 @@ def mutual_information(pairs: Floats) -> Floats:
 def expert_pairs(states: TokenStates) -> Floats:
     """float64[layer - 1, a, b]: probability that tokens of `states` use a and then b, for random ranks."""
     joint = states.occupancy()[:-1, :, np.newaxis] * states.transitions
-    return np.einsum("lsa,lst,ltb->lab", states.shares[:-1], joint, states.shares[1:], optimize=True)
+    return np.asarray(np.einsum("lsa,lst,ltb->lab", states.shares[:-1], joint, states.shares[1:], optimize=True))
 
 
 def count_domains(trace: RoutingTrace) -> Domains | None:
@@ -169,7 +170,7 @@ class _Counts:
     @classmethod
     def of_labels(cls, expert: NDArray[np.integer], label: Ints, experts: int, states: int) -> "_Counts":
         """Counts of tokens whose states are known, `label` [token, layer]."""
-        tokens, layers, k = expert.shape
+        layers = expert.shape[1]
         counts = cls.empty(layers, states, experts)
         counts.initial[:] = np.bincount(label[:, 0], minlength=states)
         for layer in range(layers):
@@ -202,14 +203,15 @@ def _sharpened(states: TokenStates, popularity: Floats, top_k: int, wanted_bits:
         found = _raised(states, popularity, top_k, power)
         bits = mutual_information(expert_pairs(found)).mean() if len(found.transitions) else wanted_bits
         low, high = (power, high) if bits < wanted_bits else (low, power)
-    return found
+    return found.with_popularity(popularity, top_k)
 
 
 def _raised(states: TokenStates, popularity: Floats, top_k: int, power: float) -> TokenStates:
+    """`states` with rows raised to `power`, and loads close to `popularity`."""
     rows = [array**power for array in (states.transitions, states.shares)]
     transitions, shares = (array / array.sum(axis=2, keepdims=True) for array in rows)
     flat = limit_shares(shares.reshape(-1, shares.shape[2]), top_k).reshape(shares.shape)
-    return replace(states, transitions=transitions, shares=flat).with_popularity(popularity, top_k)
+    return replace(states, transitions=transitions, shares=flat).with_popularity(popularity, top_k, _TRIAL_ROUNDS)
 
 
 def measure_overlap(trace: RoutingTrace, lag: int, rng: np.random.Generator) -> Floats:

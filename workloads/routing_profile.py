@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 _SUM_TOLERANCE = 1e-6
 """How far the sum of a row of shares may be from 1: float32 rounding of some hundred shares."""
-_AGREEMENT = 1e-3
+_AGREEMENT = 5e-3
 """How far the loads of states may be from the popularity, relative to the mean expert's."""
 
 
@@ -116,7 +116,7 @@ class RoutingProfile:
         curve over the relative rank, interpolated at the new ranks, and dealt to experts by a permutation that depends
         on the layer's number only. Shares above 1 / top_k are cut, and the others scaled up. States follow: one expert
         stands for those that share its part of the curve (`TokenStates.with_experts`). Reuse is kept as it is.
-        Transitions between single experts are dropped, and so are domains.
+        Transitions between single experts are dropped, and with another number of experts so are domains.
         """
         if (layers, experts, top_k) == (self.layers, self.experts, self.top_k):
             return self
@@ -137,7 +137,10 @@ class RoutingProfile:
         shape = f"{self.layers} MoE layers, top {self.top_k} of {self.experts}"
         source = f"{self.source}; assumed to hold for {layers} MoE layers, top {top_k} of {experts} (measured: {shape})"
         reuse = None if self.reuse is None or states is None else self.reuse.take_layers(taken)
-        return _with_states(RoutingProfile(self.model, source, top_k, popularity, None, None, reuse), states)
+        domains = None
+        if self.domains is not None and experts == self.experts:
+            domains = replace(self.domains, popularity=self.domains.popularity[:, taken])
+        return _with_states(RoutingProfile(self.model, source, top_k, popularity, None, None, reuse, domains), states)
 
     def with_skew(self, exponent: float) -> "RoutingProfile":
         """This profile with every share of popularity raised to a power: 1 as it is, 0 uniform, more is sharper.

@@ -14,6 +14,7 @@ Domains (`Domains`)
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -27,8 +28,8 @@ MAX_STATES = 256
 """Ids of states are packed into 8 bits where tokens are drawn."""
 
 _SUM_TOLERANCE = 1e-6
-_ROUNDS = 60
-_CLOSE = 1e-7
+_ROUNDS = 400
+_CLOSE = 1e-6
 """Where the fit of shares to a popularity stops: error of a share."""
 
 
@@ -81,11 +82,11 @@ class TokenStates:
 
     def popularity(self) -> Floats:
         """float64[moe_layer, expert] share of the layer's selections."""
-        return np.einsum("ls,lse->le", self.occupancy(), self.shares)
+        return np.asarray(np.einsum("ls,lse->le", self.occupancy(), self.shares))
 
     def self_overlap(self, top_k: int) -> Floats:
         """float64[moe_layer]: share of experts that two independent tokens in the same state have in common."""
-        return np.einsum("ls,lse->l", self.occupancy(), self.shares**2) * top_k
+        return np.asarray(np.einsum("ls,lse->l", self.occupancy(), self.shares**2) * top_k)
 
     def take_layers(self, taken: NDArray[np.int64]) -> Self:
         """States of layers `taken` (ascending, repetitions allowed) of this model.
@@ -96,7 +97,7 @@ class TokenStates:
         if np.array_equal(taken, np.arange(len(self.shares))):
             return self
         occupancy = self.occupancy()
-        steps = [self._between(a, b, occupancy) for a, b in zip(taken[:-1], taken[1:], strict=True)]
+        steps = [self._between(a, b, occupancy) for a, b in pairwise(taken.tolist())]
         states = self.states
         joined = np.stack(steps) if steps else np.zeros((0, states, states))
         return replace(self, initial=occupancy[taken[0]], transitions=joined, shares=self.shares[taken])
@@ -107,16 +108,16 @@ class TokenStates:
             step = np.eye(self.states)
             for layer in range(a, b):
                 step = step @ self.transitions[layer]
-            return step
+            return np.asarray(step)
         if len(self.transitions) == 0:
             return np.tile(self.initial, (self.states, 1))
         a = min(a, len(self.transitions) - 1)
         forth = self.transitions[a]
         joint = occupancy[a][:, np.newaxis] * forth
         back = _rows(joint.T, occupancy[a])
-        return forth @ back if b == a else back @ forth
+        return np.asarray(forth @ back if a == b else back @ forth)
 
-    def with_popularity(self, popularity: Floats, top_k: int) -> Self:
+    def with_popularity(self, popularity: Floats, top_k: int, rounds: int = _ROUNDS) -> Self:
         """These states with shares scaled per layer and expert until their mean is `popularity`.
 
         Iterative proportional fitting; shares above 1 / top_k are cut. What cannot be reached (an expert wanted in
@@ -125,10 +126,11 @@ class TokenStates:
         Args:
             popularity: float64[moe_layer, expert], rows sum to 1, no share above 1 / top_k.
             top_k: experts per token.
+            rounds: at most.
         """
         occupancy = self.occupancy()
         shares = _limited(np.maximum(self.shares, 1e-9), top_k)
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             present = np.einsum("ls,lse->le", occupancy, shares)
             if abs(present - popularity).max() < _CLOSE:
                 break

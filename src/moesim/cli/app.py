@@ -36,7 +36,13 @@ search_app = typer.Typer(
     help="Which choice is best, and how far from the best it can be at most.",
     epilog=_examples("moesim search placement --trace gpt-oss-20b --devices 8 --slots 40"),
 )
+trace_app = typer.Typer(
+    no_args_is_help=True,
+    help="Routing traces: which experts every token uses.",
+    epilog=_examples("moesim trace synth --profile gpt-oss-20b --out drawn.parquet"),
+)
 app.add_typer(search_app, name="search")
+app.add_typer(trace_app, name="trace")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
@@ -299,6 +305,48 @@ def search_placement(
         "seed": seed,
     }
     placement_command(trace, loads, model, settings, output=output, as_json=as_json)
+
+
+@trace_app.command(
+    "synth",
+    epilog=_examples(
+        "moesim trace synth --profile gpt-oss-20b --out drawn.parquet",
+        "moesim trace synth --profile gpt-oss-20b --model deepseek-v3 --skew 1.5 --num-requests 20 --out sharp.parquet",
+        "moesim trace synth --profile mixtral-8x7b-mmlu --domain astronomy --out stars.parquet",
+        "moesim simulate --model gpt-oss-20b --system h100-sxm-1 --requests trace --routing drawn.parquet",
+    ),
+)
+def trace_synth(
+    profile: Annotated[str, typer.Option(help="Shipped profile, profile or trace file, uniform, or zipf:EXPONENT.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Trace to write: .parquet.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model to draw for: shipped, or a file. By default the profile's dimensions.")
+    ] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests.")] = 100,
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="Tokens of each prompt.")] = 256,
+    output_tokens: Annotated[int, typer.Option(min=0, help="Decoded tokens of each request.")] = 256,
+    prefill: Annotated[bool, typer.Option(help="Tokens of the prompts are in the trace.")] = True,
+    skew: Annotated[
+        float, typer.Option(help="Power of the experts' popularity: 1 as it is, 0 uniform, more is sharper.")
+    ] = 1.0,
+    domain: Annotated[str | None, typer.Option(help="One of the profile's domains, such as a data set.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw a routing trace from a profile, for its model or another one."""
+    from moesim.cli.trace import synth_command
+
+    lengths = (num_requests, prompt_tokens, output_tokens)
+    synth_command(
+        profile,
+        output,
+        model=model,
+        lengths=lengths,
+        changes=(skew, domain),
+        prefill=prefill,
+        seed=seed,
+        as_json=as_json,
+    )
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))
