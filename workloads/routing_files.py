@@ -109,10 +109,20 @@ def read_routing_profile(path: str | Path) -> RoutingProfile:
         fields: dict[str, Any] = {"popularity": _normalised(members["popularity"])}
         if "transitions" in members:
             fields["transitions"] = _normalised(members["transitions"])
-        fields |= optional_fields(members, int(about["top_k"]), fields["popularity"])
+        fields |= _optional_fields(path, members, int(about["top_k"]), fields["popularity"])
         return RoutingProfile(str(about["model"]), str(about["source"]), int(about["top_k"]), **fields)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(str(path), f"is no routing profile ({error})") from None
+
+
+def _optional_fields(
+    path: Path, members: dict[str, NDArray[Any]], top_k: int, popularity: NDArray[np.float64]
+) -> dict[str, Any]:
+    """States, reuse and domains; errors name the file."""
+    try:
+        return optional_fields(members, top_k, popularity)
+    except DataError as error:
+        raise DataError(f"{path}: {error.place}", error.rule, error.got) from None
 
 
 def write_routing_profile(profile: RoutingProfile, path: str | Path, dtype: DTypeLike = np.float64) -> None:

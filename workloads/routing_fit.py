@@ -230,11 +230,11 @@ def measure_overlap(trace: RoutingTrace, lag: int, rng: np.random.Generator) -> 
 
 def _fit_reuse(trace: RoutingTrace, states: TokenStates, rng: np.random.Generator) -> Reuse | None:
     """Reuse with the overlaps of the trace; None for requests that are too short to show any."""
-    recorded = np.stack([measure_overlap(trace, int(lag), rng) for lag in LAGS if lag < trace.tokens])
-    lags = LAGS[: len(recorded)][np.isfinite(recorded[:, 0])]
-    recorded = recorded[np.isfinite(recorded[:, 0])]
+    longest = int(np.diff(trace.offset).max()) - 1
+    lags = LAGS[longest >= LAGS]
     if len(lags) == 0:
         return None
+    recorded = np.stack([measure_overlap(trace, int(lag), rng) for lag in lags])
     base = (states.popularity() ** 2).sum(axis=1) * trace.top_k
     same = states.self_overlap(trace.top_k)
     best, least = None, np.inf

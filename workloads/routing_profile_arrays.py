@@ -41,9 +41,7 @@ def optional_arrays(profile: RoutingProfile, dtype: DTypeLike) -> Arrays:
     return arrays
 
 
-def optional_fields(
-    arrays: Mapping[str, NDArray[Any]], top_k: int, popularity: NDArray[np.float64]
-) -> dict[str, Any]:
+def optional_fields(arrays: Mapping[str, NDArray[Any]], top_k: int, popularity: NDArray[np.float64]) -> dict[str, Any]:
     """Fields of a profile from the arrays that `optional_arrays` made.
 
     States that were rounded are scaled to the `popularity` again.
