@@ -39,10 +39,10 @@ _TRIAL_ROUNDS = 20
 """Rounds of proportional fitting while the power is searched for."""
 
 LAGS = np.array([1, 2, 3, 4, 8, 16, 32, 64])
-_FAR = 64
-"""Distance from which on tokens of a request share nothing but its habits."""
+"""Distances at which reuse is measured; at the longest, tokens share nothing but the habits of their request."""
 _PASSAGE_TOKENS = 32
-_HABIT_DECAY = 1.0 / 3.0
+_MAX_DECAY = 0.9
+"""Of habits; beyond it a request has so many that none comes back."""
 _PAIRS = 40_000
 """Pairs of tokens by which an overlap is measured: standard error under 0.002 for the mean of layers."""
 
@@ -237,43 +237,57 @@ def _fit_reuse(trace: RoutingTrace, states: TokenStates, rng: np.random.Generato
     recorded = np.stack([measure_overlap(trace, int(lag), rng) for lag in lags])
     base = (states.popularity() ** 2).sum(axis=1) * trace.top_k
     same = states.self_overlap(trace.top_k)
-    best, least = None, np.inf
+    best, least = None, np.inf  # by layer, and twice as much by the mean of layers
     for agreement in np.linspace(0.0, 0.5, 51):
         for continues in np.linspace(0.0, 0.6, 31):
-            reuse = _solve_sets(recorded, base, same, agreement, continues)
-            error = abs(reuse.overlap(lags, base, same) - recorded)
-            score = error.mean() + 2.0 * abs((reuse.overlap(lags, base, same) - recorded).mean(axis=1)).mean()
+            reuse = _solve_sets(lags, recorded, base, same, (agreement, continues))
+            error = reuse.overlap(lags, base, same) - recorded
+            score = abs(error).mean() + 2.0 * abs(error.mean(axis=1)).mean()
             if score < least:
                 best, least = reuse, score
     return best
 
 
-def _solve_sets(recorded: Floats, base: Floats, same: Floats, agreement: float, continues: float) -> Reuse:
-    """The `run_sets` and `habit_sets` that give the recorded overlap at lag 1 and at the longest lag.
+def _solve_sets(lags: Ints, recorded: Floats, base: Floats, same: Floats, chances: tuple[float, float]) -> Reuse:
+    """The passages, `run_sets` and `habit_sets` of the recorded overlaps at a middle, the first and the last lag.
 
     Args:
+        lags: int64[lag].
         recorded: float64[lag, moe_layer].
         base: float64[moe_layer] overlap of independent tokens.
         same: float64[moe_layer] that of independent tokens in the same state.
-        agreement: probability that two runs of a request follow the same habit.
-        continues: probability that a run continues.
+        chances: that two runs of a request follow the same habit, and that a run continues.
     """
-    request_share = np.sqrt(agreement * (1.0 + _HABIT_DECAY) / (1.0 - _HABIT_DECAY))
+    agreement, continues = chances
     far = (recorded[-1] - base).clip(0.0)
     habit = base + far / max(agreement, 1e-9)
     shared = np.clip((habit - same) / (1.0 - same), 0.0, 1.0)  # (run_sets x habit_sets)^2
-    middle = (recorded[len(recorded) // 2] - recorded[-1]).mean() / max((habit.clip(same, 1.0) - base).mean(), 1e-9)
-    passage_share = min(np.sqrt(max(middle, 0.0) / 0.75), 1.0 - min(request_share, 1.0))
+    middle = len(lags) // 2
+    passage = (recorded[middle] - recorded[-1]).mean() / max((habit.clip(same, 1.0) - base).mean(), 1e-9)
+    passage /= max(1.0 - lags[middle] / _PASSAGE_TOKENS, 0.5)
+    passage_share = min(np.sqrt(max(passage, 0.0)), 1.0 - np.sqrt(agreement))
+    request_share, decay = _habits(agreement, 1.0 - passage_share)
     other = (1.0 - continues) * (agreement + passage_share**2) * (same + (1.0 - same) * shared - base)
     run = base + (recorded[0] - base - other) / max(continues, 1e-9)
     run_sets = np.sqrt(np.clip((run - same) / (1.0 - same), shared, 1.0))
     habit_sets = np.sqrt(np.divide(shared, run_sets**2, out=np.zeros_like(shared), where=run_sets > 0)).clip(0.0, 1.0)
     return Reuse(
         run_continues=float(continues),
-        request_share=float(min(request_share, 1.0)),
-        habit_decay=_HABIT_DECAY,
+        request_share=request_share,
+        habit_decay=decay,
         passage_share=float(passage_share),
         passage_tokens=_PASSAGE_TOKENS,
         run_sets=run_sets,
         habit_sets=habit_sets,
     )
+
+
+def _habits(agreement: float, most: float) -> tuple[float, float]:
+    """Share of runs that follow habits, and the decay of habits, at which two runs agree with probability `agreement`.
+
+    Of all such pairs the one with the largest share, at most `most`: runs that follow nothing would make a request use
+    more experts than recorded ones do.
+    """
+    same = agreement / most**2
+    decay = min((1.0 - same) / (1.0 + same), _MAX_DECAY)
+    return float(min(np.sqrt(agreement * (1.0 + decay) / (1.0 - decay)), most)), float(max(decay, 0.0))

@@ -29,8 +29,8 @@ MAX_STATES = 256
 
 _SUM_TOLERANCE = 1e-6
 _ROUNDS = 400
-_CLOSE = 1e-6
-"""Where the fit of shares to a popularity stops: error of a share."""
+_CLOSE = 1e-4
+"""Where the fit of shares to a popularity stops: error of a load, relative to the mean expert's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class TokenStates:
         shares = _limited(np.maximum(self.shares, 1e-9), top_k)
         for _ in range(rounds):
             present = np.einsum("ls,lse->le", occupancy, shares)
-            if abs(present - popularity).max() < _CLOSE:
+            if abs(present - popularity).max() * popularity.shape[1] < _CLOSE:
                 break
             factor = np.divide(popularity, present, out=np.ones_like(present), where=present > 0)
             shares = _limited(shares * factor[:, np.newaxis], top_k)

@@ -38,7 +38,7 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def counts(expert: NDArray[np.uint8]) -> NDArray[np.int64]:
+def counts(expert: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.int64]:
     """int64[group x layer, expert] selections, of `expert` [group, token, layer, k]."""
     groups, _, layers, _ = expert.shape
     place = np.arange(groups)[:, None, None, None] * layers + np.arange(layers)[:, None]
