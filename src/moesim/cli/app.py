@@ -38,8 +38,11 @@ search_app = typer.Typer(
 )
 trace_app = typer.Typer(
     no_args_is_help=True,
-    help="Routing traces: which experts every token uses.",
-    epilog=_examples("moesim trace synth --profile gpt-oss-20b --out drawn.parquet"),
+    help="Routing traces, which say what experts every token uses, and profiles, which are their statistics.",
+    epilog=_examples(
+        "moesim trace synth --profile gpt-oss-20b --out drawn.parquet",
+        "moesim trace fit --trace recorded.parquet --out profile.npz",
+    ),
 )
 app.add_typer(search_app, name="search")
 app.add_typer(trace_app, name="trace")
@@ -347,6 +350,26 @@ def trace_synth(
         seed=seed,
         as_json=as_json,
     )
+
+
+@trace_app.command(
+    "fit",
+    epilog=_examples(
+        "moesim trace fit --trace recorded.parquet --out profile.npz",
+        "moesim simulate --model deepseek-v3 --system h200-sxm-8 --tp 8 --routing profile.npz",
+    ),
+)
+def trace_fit(
+    trace: Annotated[str, typer.Option(metavar="FILE", help="Routing trace: .parquet or gpt-oss .npz.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Profile to write: .npz.")],
+    states: Annotated[int, typer.Option(min=1, max=256, help="Kinds of tokens per layer, at most.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a profile to a routing trace: its statistics, from which tokens can be drawn for any model."""
+    from moesim.cli.trace import fit_command
+
+    fit_command(trace, output, states=states, seed=seed, as_json=as_json)
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))

@@ -1,18 +1,20 @@
-"""`moesim trace`: make a routing trace, and say what it is."""
+"""`moesim trace`: draw a routing trace from a profile, or fit a profile to a trace."""
 
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moesim.cli.output import number, print_json, show
-from moesim.cli.progress import progress_bar
+from moesim.cli.progress import StageBars, progress_bar
 from moesim.errors import ConfigError, InputError
 from moesim.reports.style import check_place
 from moesim.workloads.models import load_model
 from moesim.workloads.routing import load_routing, resolve_profile
-from moesim.workloads.routing_files import write_routing_trace
-from moesim.workloads.routing_fit import fit_profile
+from moesim.workloads.routing_files import write_routing_profile, write_routing_trace
+from moesim.workloads.routing_fit import DEFAULT_STATES, fit_profile
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_synth import synthesize_trace
 from moesim.workloads.routing_trace import RoutingTrace
@@ -67,6 +69,54 @@ def synth_command(
     _tell(trace, found, output, seed, as_json=as_json)
 
 
+def fit_command(trace: str, output: Path, *, states: int, seed: int, as_json: bool) -> None:
+    """Fit a profile to a trace and write it.
+
+    Args:
+        trace: reference as `load_routing` takes it.
+        output: the npz file to write.
+        states: per layer, at most.
+        seed: of the sample of tokens and of the starts of the clusters.
+        as_json: print one JSON object instead of text.
+
+    Raises:
+        InputError: what cannot be.
+    """
+    if output.suffix != ".npz":
+        raise ConfigError("--out", "must be a .npz file", str(output))
+    check_place(output)
+    routing = load_routing(trace)
+    if not isinstance(routing, RoutingTrace):
+        raise ConfigError("--trace", "must be a recorded trace", trace)
+    profile = _fit(routing, states, seed)
+    write_routing_profile(profile, output, np.float32)
+    facts: dict[str, Any] = {
+        "model": profile.model,
+        "moe_layers": profile.layers,
+        "experts": profile.experts,
+        "top_k": profile.top_k,
+        "states": profile.states.states if profile.states else 0,
+        "domains": list(profile.domains.names) if profile.domains else [],
+        "busiest_expert_over_mean": float((profile.popularity.max(axis=1) * profile.experts).mean()),
+        "source": profile.source,
+    }
+    if as_json:
+        print_json({"trace": trace, "states": states, "seed": seed}, facts, output=str(output))
+        return
+    shape = f"{profile.layers} MoE layers, top {profile.top_k} of {profile.experts} experts"
+    lines = [
+        f"{profile.model}: {shape}, {facts['states']} states per layer, {len(facts['domains'])} domains",
+        f"source: {profile.source}",
+        f"saved to {output}; use it with --routing {output}",
+    ]
+    show("\n".join(lines))
+
+
+def _fit(trace: RoutingTrace, states: int = DEFAULT_STATES, seed: int = 0) -> RoutingProfile:
+    with closing(StageBars("rounds")) as bars:
+        return fit_profile(trace, states, seed, bars.show)
+
+
 def _profile(
     reference: str, model: str | None, changes: tuple[float, str | None], rng: np.random.Generator
 ) -> RoutingProfile:
@@ -74,8 +124,7 @@ def _profile(
     skew, domain = changes
     routing = load_routing(reference)
     if isinstance(routing, RoutingTrace):
-        with progress_bar("fitting", 0, "rounds"):
-            routing = fit_profile(routing)
+        routing = _fit(routing)
     if isinstance(routing, RoutingProfile):
         routing = routing if domain is None else routing.of_domain(domain)
         routing = routing.with_skew(skew)
@@ -93,8 +142,6 @@ def _profile(
 
 def _named(profile: RoutingProfile, model: str) -> RoutingProfile:
     """`profile` as that of `model`, so that the trace replays on it."""
-    from dataclasses import replace
-
     return replace(profile, model=model)
 
 

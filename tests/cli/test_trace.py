@@ -68,3 +68,22 @@ def test_what_is_refused(moesim):
     outcome = synth(moesim, "--profile", "gpt-oss-20b", "-o", "x.csv")
     assert outcome.code == 2
     assert "must be a .parquet file" in outcome.err
+
+
+def test_a_profile_is_fitted_and_drawn_from(moesim):
+    drawn = synth(moesim, "--profile", "gpt-oss-20b", "--model", "tiny-moe.yaml", "-o", "t.parquet")
+    assert drawn.code == 0, drawn.err
+    outcome = moesim("trace", "fit", "--trace", "t.parquet", "--states", 4, "-o", "p.npz", "--json")
+    assert outcome.code == 0, outcome.err
+    results = json.loads(outcome.out)["results"]
+    assert (results["model"], results["states"], results["moe_layers"], results["domains"]) == ("tiny-moe", 4, 2, [])
+    assert "51200 tokens of" in results["source"]
+    again = synth(moesim, "--profile", "p.npz", *SHORT, "-o", "again.parquet")
+    assert "tiny-moe: 3 requests, 27 tokens" in again.out
+    for arguments, message in (
+        (("--trace", "p.npz", "-o", "q.npz"), "--trace: must be a recorded trace"),
+        (("--trace", "t.parquet", "-o", "q.parquet"), "--out: must be a .npz file"),
+    ):
+        outcome = moesim("trace", "fit", *arguments)
+        assert outcome.code == 2
+        assert message in " ".join(outcome.err.split())
