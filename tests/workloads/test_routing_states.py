@@ -14,6 +14,9 @@ from moesim.workloads.routing_fit import expert_pairs
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import Domains, Reuse, TokenStates
 
+PINNED = [[[3, 0], [3, 1], [1, 2], [3, 5]], [[4, 3], [5, 3], [5, 3], [5, 4]]]
+PINNED_SHARP = [[[0, 4], [1, 3], [1, 7], [3, 5]], [[0, 2], [1, 3], [3, 5], [3, 5]]]
+
 
 def random_states(
     layers: int = 4, states: int = 5, experts: int = 8, k: int = 2, *, sharp: float = 3.0, seed: int = 1
@@ -82,6 +85,13 @@ def test_tokens_are_functions_of_request_and_position() -> None:
         np.testing.assert_array_equal(router.experts(request[[token]], position[[token]])[0], whole[token])
     other = TokenRouter(profile, np.random.default_rng(4)).experts(request, position)
     assert (other != whole).any(axis=(1, 2)).mean() > 0.9
+
+
+@pytest.mark.parametrize(("sharp", "expected"), [(3.0, PINNED), (20.0, PINNED_SHARP)])
+def test_the_stream_of_random_numbers_is_pinned(sharp: float, expected: list[list[list[int]]]) -> None:
+    profile = profile_of(random_states(sharp=sharp), reuse=some_reuse())
+    router = TokenRouter(profile, np.random.default_rng(7))
+    assert router.experts(np.array([0, 3]), np.array([0, 5])).tolist() == expected
 
 
 def test_tokens_of_other_requests_are_independent() -> None:
