@@ -58,6 +58,7 @@ _BLOCK = 256
 _ACCEPTANCE = 0.25
 """Probability of distinct ids under which a row gets suffix tables."""
 _ALIAS_BITS = np.uint64(12)
+_MAX_EXPERTS = 1 << 12
 _LINE = 16
 """Entries of an alias table in a cache line."""
 _MAX_RUN = 256
@@ -75,13 +76,17 @@ class TokenRouter:
         rng: one draw is taken as the seed key.
 
     Raises:
-        InputError: the profile's top_k is greater than `MAX_TOP_K`.
+        InputError: the profile's top_k is greater than `MAX_TOP_K`, or it has states and more than 4096 experts.
         DataError: inclusion probabilities that no weights reproduce.
     """
 
     def __init__(self, profile: RoutingProfile, rng: np.random.Generator) -> None:
         if profile.top_k > MAX_TOP_K:
             raise InputError(profile.source, f"`top_k` must be at most {MAX_TOP_K}", profile.top_k)
+        if profile.states is not None and profile.experts > _MAX_EXPERTS:
+            raise InputError(
+                profile.source, f"with states there must be at most {_MAX_EXPERTS} experts", profile.experts
+            )
         self.profile = profile
         self._key = rng.integers(0, 2**64, dtype=np.uint64)
         self._uniform = _is_uniform(profile)
