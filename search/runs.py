@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -16,6 +17,7 @@ from moesim.simulator.result import Result, is_result, load_result
 from moesim.simulator.scenario import Setup
 from moesim.simulator.simulate import run, settings_of
 from moesim.workloads.routing_draw import TraceRouter
+from moesim.workloads.routing_profile_arrays import optional_arrays
 
 Progress = Callable[[int], None]
 
@@ -71,6 +73,7 @@ def setup_key(setup: Setup) -> str:
     if setup.router:
         profile = setup.router.profile
         arrays += [profile.popularity, *([] if profile.transitions is None else [profile.transitions])]
+        arrays += optional_arrays(profile, np.float64).values()
     if isinstance(setup.router, TraceRouter):
         trace = setup.router.trace
         arrays += [trace.request, trace.position, trace.expert]

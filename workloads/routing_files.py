@@ -24,6 +24,7 @@ from moesim.configs.documents import Document
 from moesim.configs.loader import Config, validate
 from moesim.errors import ConfigError, DataError
 from moesim.workloads.routing_profile import RoutingProfile
+from moesim.workloads.routing_profile_arrays import optional_arrays, optional_fields
 from moesim.workloads.routing_trace import DECODE, RoutingTrace
 
 _TRACE_KEY = b"moesim.routing_trace"
@@ -147,11 +148,23 @@ def read_routing_profile(path: str | Path) -> RoutingProfile:
         about = json.loads(str(members["about"]))
         if about["format"] != _PROFILE_FORMAT:
             raise DataError(f"{path}: format", f"must be {_PROFILE_FORMAT}", about["format"])
-        popularity, transitions = _normalised(members["popularity"]), members.get("transitions")
-        model, source, top_k = str(about["model"]), str(about["source"]), int(about["top_k"])
-    except (KeyError, TypeError, ValueError) as error:
+        fields: dict[str, Any] = {"popularity": _normalised(members["popularity"])}
+        if "transitions" in members:
+            fields["transitions"] = _normalised(members["transitions"])
+        fields |= _optional_fields(path, members, int(about["top_k"]), fields["popularity"])
+        return RoutingProfile(str(about["model"]), str(about["source"]), int(about["top_k"]), **fields)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(str(path), f"is no routing profile ({error})") from None
-    return RoutingProfile(model, source, top_k, popularity, None if transitions is None else _normalised(transitions))
+
+
+def _optional_fields(
+    path: Path, members: dict[str, NDArray[Any]], top_k: int, popularity: NDArray[np.float64]
+) -> dict[str, Any]:
+    """States, reuse and domains; errors name the file."""
+    try:
+        return optional_fields(members, top_k, popularity)
+    except DataError as error:
+        raise DataError(f"{path}: {error.place}", error.rule, error.got) from None
 
 
 def write_routing_profile(profile: RoutingProfile, path: str | Path, dtype: DTypeLike = np.float64) -> None:
@@ -160,12 +173,13 @@ def write_routing_profile(profile: RoutingProfile, path: str | Path, dtype: DTyp
     Args:
         profile: what to write.
         path: the file.
-        dtype: of the shares on disk; float32 halves the file.
+        dtype: of the shares on disk; float32 halves the file, and keeps states to 16 bits.
     """
     about = {"format": _PROFILE_FORMAT, "model": profile.model, "source": profile.source, "top_k": profile.top_k}
     arrays = {"about": np.array(json.dumps(about)), "popularity": profile.popularity.astype(dtype)}
     if profile.transitions is not None:
         arrays["transitions"] = profile.transitions.astype(dtype)
+    arrays |= optional_arrays(profile, dtype)
     with _whole_file(Path(path)) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 

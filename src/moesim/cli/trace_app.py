@@ -12,7 +12,7 @@ from moesim.cli.help_text import examples
 
 trace_app = typer.Typer(
     no_args_is_help=True,
-    help="Routing of real models: capture it, import it, and see what is in it.",
+    help="Routing of real models: capture it, import it, see what is in it, and draw more like it.",
     epilog=examples(
         "moesim trace capture --model ./OLMoE-1B-7B --text book.txt -o trace.parquet",
         "moesim trace import sample.json.gz --format fingerprint --model gpt-oss-20b -o trace.parquet",
@@ -183,3 +183,65 @@ def trace_capture(
         "device": device,
     }
     capture_command(model, text, out, attention, settings, name=name, as_json=as_json)
+
+
+@trace_app.command(
+    "synth",
+    epilog=examples(
+        "moesim trace synth --profile gpt-oss-20b --out drawn.parquet",
+        "moesim trace synth --profile gpt-oss-20b --model deepseek-v3 --skew 1.5 --num-requests 20 --out sharp.parquet",
+        "moesim trace synth --profile mixtral-8x7b-mmlu --domain astronomy --out stars.parquet",
+        "moesim simulate --model gpt-oss-20b --system h100-sxm-1 --requests trace --routing drawn.parquet",
+    ),
+)
+def trace_synth(
+    profile: Annotated[str, typer.Option(help="Shipped profile, profile or trace file, uniform, or zipf:EXPONENT.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Trace to write: .parquet.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model to draw for: shipped, or a file. By default the profile's dimensions.")
+    ] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests.")] = 100,
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="Tokens of each prompt.")] = 256,
+    output_tokens: Annotated[int, typer.Option(min=0, help="Decoded tokens of each request.")] = 256,
+    prefill: Annotated[bool, typer.Option(help="Tokens of the prompts are in the trace.")] = True,
+    skew: Annotated[
+        float, typer.Option(help="Power of the experts' popularity: 1 as it is, 0 uniform, more is sharper.")
+    ] = 1.0,
+    domain: Annotated[str | None, typer.Option(help="One of the profile's domains, such as a data set.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw a routing trace from a profile, for its model or another one."""
+    from moesim.cli.trace_synth import synth_command
+
+    lengths = (num_requests, prompt_tokens, output_tokens)
+    synth_command(
+        profile,
+        output,
+        model=model,
+        lengths=lengths,
+        changes=(skew, domain),
+        prefill=prefill,
+        seed=seed,
+        as_json=as_json,
+    )
+
+
+@trace_app.command(
+    "fit",
+    epilog=examples(
+        "moesim trace fit --trace recorded.parquet --out profile.npz",
+        "moesim simulate --model deepseek-v3 --system h200-sxm-8 --tp 8 --routing profile.npz",
+    ),
+)
+def trace_fit(
+    trace: Annotated[str, typer.Option(metavar="FILE", help="Routing trace: .parquet or gpt-oss .npz.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Profile to write: .npz.")],
+    states: Annotated[int, typer.Option(min=1, max=256, help="Kinds of tokens per layer, at most.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a profile to a routing trace: its statistics, from which tokens can be drawn for any model."""
+    from moesim.cli.trace_synth import fit_command
+
+    fit_command(trace, output, states=states, seed=seed, as_json=as_json)
