@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from moesim.configs.loader import Config, Reference, find, take_over, validate
+from moesim.hw_models.attention_config import kernel_rows
 from moesim.hw_models.coprocessing import share_out
 from moesim.hw_models.gpu import GpuConfig
 from moesim.hw_models.logic_pim import LogicPimConfig
@@ -96,4 +97,6 @@ def describe(device: Device) -> list[ParameterRow]:
     rows = parameter_rows(device.config, {}, exclude="processors")
     for name, processor in device.config.processors.items():
         rows += parameter_rows(processor, processor.fits, f"{name}.")
+        if isinstance(processor, GpuConfig):
+            rows += kernel_rows(processor.attention, processor.fits, f"{name}.")
     return rows
