@@ -57,6 +57,7 @@ PREFILL, DECODE = range(2)
     KERNEL_COLUMNS,
 ) = range(34)
 
+RESIDUAL_FEATURES = 12
 ANY_WINDOW, NO_WINDOW, ONLY_WINDOW = range(3)
 _FLOPS_PER_ELEMENT = 4.0  # of a head, for a pair: a product and a sum, for scores and for values
 _SORTED_SEQUENCES = 512.0  # a sort of sequences takes no longer beyond
@@ -105,7 +106,7 @@ class Work(NamedTuple):
 class Tiles(NamedTuple):
     """How a part is cut: tiles, blocks of keys of a mean tile, and of the longest one."""
 
-    count: float
+    number: float
     blocks: float
     longest_blocks: float
 
@@ -227,9 +228,9 @@ def _tiles_s(first: Work, second: Work, kernel: Floats, multiprocessors: float) 
             continue
         block_s = kernel[BLOCK_S] + block_pairs * (work.pair_flops + kernel[SOFTMAX_FLOPS]) * s_per_pair
         tiles = _tiles(work, kernel)
-        count += tiles.count
-        blocks_s += tiles.count * tiles.blocks * block_s
-        total_s += tiles.count * (tile_s + tiles.blocks * block_s)
+        count += tiles.number
+        blocks_s += tiles.number * tiles.blocks * block_s
+        total_s += tiles.number * (tile_s + tiles.blocks * block_s)
         longest_s = max(longest_s, tile_s + tiles.longest_blocks * block_s)
         least_s = max(least_s, block_s)
     waves = count / multiprocessors
@@ -389,3 +390,40 @@ def price_rows(
         time_s[row], bound[row] = price
         measured = (fits or prefill.tokens <= 0.0) and (fits_decode or decode.tokens <= 0.0)
         extrapolated[row] = extrapolated[row] or not measured
+
+
+@njit(cache=True)
+def residual_features(columns: Columns, rows: Ints, element_bytes: Floats, time_s: Floats) -> Floats:
+    """What a learned correction may look at: float64[row, RESIDUAL_FEATURES], all computable while pricing.
+
+    Base-2 logarithms of time, sequences, tokens per sequence, longest sequence, heads, KV heads, heads per KV head,
+    pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one). Of rows that
+    only prefill or only decode; no kernel was measured on enough mixes to learn from.
+
+    Args:
+        columns: the table's.
+        rows: the rows.
+        element_bytes: float64[cache dtype].
+        time_s: float64[row], times by physics of all rows of the table.
+    """
+    features = np.zeros((len(rows), RESIDUAL_FEATURES))
+    for index, row in enumerate(rows):
+        prefill, decode, _ = works_of(columns, row, element_bytes[columns.weight_dtype[row]])
+        work = prefill if prefill.tokens > 0.0 else decode
+        quantities = (
+            time_s[row],
+            work.sequences,
+            work.tokens / max(work.sequences, 1.0),
+            work.longest,
+            work.heads,
+            work.kv_heads,
+            work.heads / work.kv_heads,
+            work.pairs,
+            work.query_bytes + work.key_bytes,
+            work.sequences * work.kv_heads,
+        )
+        for column, quantity in enumerate(quantities):
+            features[index, column] = np.log2(max(quantity, 1e-9))
+        features[index, len(quantities)] = work.pair_flops / _FLOPS_PER_ELEMENT
+        features[index, len(quantities) + 1] = float(columns.window[row])
+    return features

@@ -93,10 +93,14 @@ def build_device(config: DeviceConfig, name: str) -> Device:
 
 
 def describe(device: Device) -> list[ParameterRow]:
-    """Every parameter of `device`: name, value with unit, source, and error where it was fitted."""
+    """Every parameter of `device`: name, value with unit, source, and error where it was fitted.
+
+    Attention kernels come last, a line for each.
+    """
     rows = parameter_rows(device.config, {}, exclude="processors")
     for name, processor in device.config.processors.items():
         rows += parameter_rows(processor, processor.fits, f"{name}.")
+    for name, processor in device.config.processors.items():
         if isinstance(processor, GpuConfig):
             rows += kernel_rows(processor.attention, processor.fits, f"{name}.")
     return rows

@@ -89,7 +89,7 @@ def attention_rows(
     """
     names = np.asarray(cache)
     rows, kv_bytes = len(heads.count), np.array([DTYPES[name].bytes for name in names])
-    none = Sequences(*(np.zeros(rows) for _ in range(3)), np.full(rows, np.inf))
+    none = Sequences(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.full(rows, np.inf))
     first, second = prefill or none, decode or none
     # Rebuilt keys are activations; what a cache stores is in the cache's format.
     per_key = np.where(heads.read_elements == heads.stored, kv_bytes, _ACTIVATION_BYTES) * heads.read_elements
