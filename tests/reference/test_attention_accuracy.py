@@ -73,7 +73,8 @@ def test_kernels_meet_their_stated_errors(reference_data: Path, device: str, fra
 
 @pytest.mark.parametrize("model", MIXED)
 @pytest.mark.parametrize("shards", [1, 2])
-def test_mixed_steps_which_nothing_was_fitted_to(reference_data: Path, model: str, shards: int) -> None:
+def test_mixed_steps_which_no_parameter_was_fitted_to(reference_data: Path, model: str, shards: int) -> None:
+    """Only the structure was: keys of decodes do not pass DRAM again as those of prefill do."""
     file = reference_data / f"kernels/llmservingsim/RTXPRO6000/{model}/bf16/tp{shards}/attention.csv"
     measured = read_mixed_attention(file, 32 // shards, MIXED[model] // shards, 128)
     cost = as_measured("rtx-pro-6000", "vllm", repeated=False).price(measured.table)
