@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from moesim.errors import StalledError
 from moesim.simulator.scenario import load_scenario, prepare
 from moesim.simulator.serving import ServingLoop
 from moesim.simulator.simulate import build_pipelines, run, simulate
@@ -164,3 +165,9 @@ def test_times_by_operator_add_up_to_the_steps(tiny):
         result = simulate(scenario)
         total = sum(value for key, value in result.summary.items() if key.startswith("time_"))
         assert total == pytest.approx(result.tables["steps"]["duration_s"].sum(), rel=1e-9)
+
+
+def test_a_run_that_stalls_never_ends_as_if_it_were_done(tiny, tight):
+    _, loop = tight(tiny(), 0.5)  # `prepare` would have refused so little memory
+    with pytest.raises(StalledError, match=r"of 40 requests wait for ever"):
+        loop.run()
