@@ -47,7 +47,7 @@ def random_fleet(rng, *, prefix_caching):
         for number, role in enumerate(roles)
     }
     policies = ["least_outstanding", "round_robin"] + ["cache_aware"] * prefix_caching
-    fleet = {"load_balancing": str(rng.choice(policies)), "concurrency": int(rng.choice([1, 8, 40]))}
+    fleet = {"load_balancing": str(rng.choice(policies)), "concurrency": int(rng.choice([8, 40]))}
     return fleet | random_cut(rng) | {"scheduler": random_scheduler(rng, prefix_caching=prefix_caching), "pools": pools}
 
 
@@ -77,14 +77,14 @@ def stop_livelocks(number, _replica, _passage):
     assert number < MOST_STEPS
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_whatever_the_fleet_every_request_is_served_once(tiny, tight, tmp_path, seed):
     rng = np.random.default_rng(seed)
     prefix_caching = bool(rng.integers(2))
     changes = random_fleet(rng, prefix_caching=prefix_caching)
     changes["requests"] = write_requests(rng, tmp_path / "requests.jsonl")
     setup, loop = tight(
-        tiny(model=without_windows(tiny()["model"]), **changes), float(rng.choice([1.0, 1.3, 1.7, 3.0]))
+        tiny(model=without_windows(tiny()["model"]), **changes), float(rng.choice([1.0, 1.1, 1.3, 2.0]))
     )
     loop.on_step = stop_livelocks
     record = loop.run()
