@@ -6,6 +6,7 @@ import pytest
 from moesim.errors import ConfigError
 from moesim.hw_models.system import load_system
 from moesim.simulator.collectives import SEND
+from moesim.simulator.graph import NO_LAYER
 from moesim.simulator.memory import Demand, KvCache, check_capacity, weight_bytes
 from moesim.simulator.parallelism import Parallelism
 from moesim.simulator.scenario import load_scenario, prepare
@@ -119,6 +120,14 @@ def test_sends_cross_nodes_only_where_stages_do(tiny):
         setup = prepare(*load_scenario(tiny(devices, parallelism={"tp": tp, "pp": 4})))
         stages = build_pipelines(setup)[0].stages
         assert [stage.collectives.sends_far for stage in stages[:-1]] == crossing
+
+
+def test_each_device_gets_a_part_of_the_hidden_states_and_gathers_the_rest(tiny):
+    setup = prepare(*load_scenario(tiny(8, parallelism={"tp": 2, "dp": 2, "ep": 2, "pp": 2})))
+    for stage, kind in zip(build_pipelines(setup)[0].stages, (SEND, "all_gather"), strict=True):
+        graph = stage.step_graph.graph
+        outside = (graph.layer == NO_LAYER) & (graph.kind == graph.kinds.index(kind))
+        assert np.sort(graph.device[outside]).tolist() == list(stage.devices)
 
 
 def test_preemption_with_steps_in_flight_loses_no_token(tiny, tight):
