@@ -86,7 +86,7 @@ def test_whatever_the_fleet_every_request_is_served_once(tiny, tight, tmp_path, 
     setup, loop = tight(
         tiny(model=without_windows(tiny()["model"]), **changes), float(rng.choice([1.0, 1.1, 1.3, 2.0]))
     )
-    loop.on_step = stop_livelocks
+    loop.on_step, loop.fast_forward = stop_livelocks, int(rng.choice([1, 16]))
     record = loop.run()
     requests = setup.requests
     assert np.isfinite(record.first_token_s).all()
