@@ -8,6 +8,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.errors import DataError
+
 BLOCK_ROWS = 1 << 16
 """Rows kept in memory; ten columns of them are 5 MB."""
 
@@ -42,15 +44,26 @@ class GrowingTable:
         return np.memmap(self._files[position], dtype=np.float64, mode="r", shape=(self._on_disk,))
 
     def _write_block(self) -> None:
-        """Move the rows in memory to the ends of the files."""
+        """Move the rows in memory to the ends of the files.
+
+        Raises:
+            DataError: there is no folder for temporary files, or no room in it.
+        """
+        try:
+            self._append_to_files()
+        except OSError as error:
+            rule = f"must be a folder with room for the steps of the run ({error.strerror or error}); TMPDIR names it"
+            raise DataError(tempfile.gettempdir(), rule) from error
+        self._on_disk += self._in_block
+        self._in_block = 0
+
+    def _append_to_files(self) -> None:
         if not self._files:
             self._files = [tempfile.TemporaryFile() for _ in self.columns]  # noqa: SIM115  # live as long as the table
             weakref.finalize(self, _close, self._files)
         for position, file in enumerate(self._files):
             file.write(self._block[: self._in_block, position].tobytes())
             file.flush()
-        self._on_disk += self._in_block
-        self._in_block = 0
 
 
 def _close(files: Sequence[IO[bytes]]) -> None:

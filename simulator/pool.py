@@ -50,9 +50,9 @@ class Pool:
     first_device: int
 
     @property
-    def ranks(self) -> int:
-        """Data-parallel ranks of all replicas, each with a queue of its own."""
-        return self.replicas * self.parallelism.dp
+    def caches_prefixes(self) -> bool:
+        """Whether its ranks keep prefixes of prompts; where none run there are none to find."""
+        return self.scheduler.prefix_caching and self.role != "decode"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class PoolPlan:
     def parallelism_place(self) -> str:
         """Where the parallelism was given: in the file, on the command line, or by the number of devices."""
         if self.parallelism is None:
-            return f"{self.place('system')}: parallelism"
+            return self.place("replicas") if self.replicas > 1 else f"{self.place('system')}: parallelism"
         given = (self.path("parallelism", degree) for degree in Parallelism.model_fields)
         path = next((path for path in given if self.document.is_set(path)), self.path("parallelism"))
         return self.document.place(path)

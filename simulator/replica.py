@@ -75,7 +75,7 @@ class Replica:
             pool.memory.kv_bytes,
             stages=pool.parallelism.pp,
             parks=pool.role == "prefill",
-            caches_prefixes=pool.role != "decode",
+            caches_prefixes=pool.caches_prefixes,
         )
 
     def wake(self) -> None:

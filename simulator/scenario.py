@@ -104,7 +104,7 @@ class Setup:
     @property
     def caches_prefixes(self) -> bool:
         """Whether a pool that runs prompts keeps a prefix cache."""
-        return any(pool.scheduler.prefix_caching and pool.role != "decode" for pool in self.pools)
+        return any(pool.caches_prefixes for pool in self.pools)
 
     @property
     def is_disaggregated(self) -> bool:
@@ -147,11 +147,13 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
             What is wrong with model, system, requests and routing is reported at once.
     """
     request_rng, routing_rng = np.random.default_rng(scenario.seed).spawn(2)
+    _check_overridden(scenario, document)
     plans = _pool_plans(scenario, document)
     model, systems, routing, requests = _load_parts(scenario, document, plans, request_rng)
     pools = build_pools(plans, model, systems, requests)
     router = _router(model, routing, routing_rng, requests)
-    _check_requests(scenario, document, requests, pools)
+    _check_warmup(scenario, document, requests)
+    _check_prefix_caching(scenario, plans, pools, requests)
     return Setup(
         scenario=scenario,
         model=model,
@@ -176,6 +178,17 @@ def _pool_plans(scenario: Scenario, document: Document) -> list[PoolPlan]:
         )
         for name, pool in (scenario.pools or {MAIN_POOL: PoolSettings()}).items()
     ]
+
+
+def _check_overridden(scenario: Scenario, document: Document) -> None:
+    """Refuse an edit of a setting that every pool has its own of: it would change nothing."""
+    edits = [path for path in document.sources if path and document.is_set(path)]
+    for key in ("system", "parallelism", "replicas", "placement", "scheduler"):
+        edit = next((path for path in edits if path[0] == key), None)
+        own = [name for name, pool in scenario.pools.items() if getattr(pool, key) is not None]
+        if edit and own and len(own) == len(scenario.pools):
+            rule = f"changes nothing, every pool has its own {key}; edit that with --set pools.{own[0]}.{key}"
+            raise ConfigError(document.place(edit), rule)
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
@@ -234,14 +247,20 @@ def _router(model: Model, routing: Routing, rng: np.random.Generator, requests: 
     return make_router(routing, len(model.moe_layers), block.experts, block.top_k, rng, replay=replay)
 
 
-def _check_requests(scenario: Scenario, document: Document, requests: Requests, pools: Sequence[Pool]) -> None:
-    """Check that some requests are measured, and that their prefixes can be cached if they should be."""
+def _check_warmup(scenario: Scenario, document: Document, requests: Requests) -> None:
+    """Some requests must be measured."""
     if scenario.warmup_requests >= len(requests):
         rule = f"must be less than the {len(requests)} requests"
         raise ConfigError(document.place(("warmup_requests",)), rule, scenario.warmup_requests)
-    caching = [pool for pool in pools if pool.scheduler.prefix_caching and pool.role != "decode"]
-    for pool in caching:
-        check_prefix_caching(requests, pool.cache, document.place(("scheduler", "prefix_caching")))
+
+
+def _check_prefix_caching(
+    scenario: Scenario, plans: Sequence[PoolPlan], pools: Sequence[Pool], requests: Requests
+) -> None:
+    """Check that prefixes can be cached where they should be, and are where the router asks for them."""
+    caching = [pair for pair in zip(plans, pools, strict=True) if pair[1].caches_prefixes]
+    for plan, pool in caching:
+        check_prefix_caching(requests, pool.cache, plan.place("scheduler", "prefix_caching"))
     if scenario.load_balancing == "cache_aware" and not caching:
         rule = "cache_aware needs scheduler.prefix_caching"
-        raise ConfigError(document.place(("load_balancing",)), rule, scenario.load_balancing)
+        raise ConfigError(plans[0].place("load_balancing"), rule, scenario.load_balancing)

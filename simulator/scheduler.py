@@ -200,8 +200,8 @@ class RankScheduler:
             request, tokens = self._prefill_alone()
             if len(request):
                 return request, tokens
-        tokens, preempted = self._schedule_running()
-        if not preempted and self.waiting:
+        tokens, is_tight = self._schedule_running()
+        if not is_tight and self.waiting:
             tokens = np.concatenate([tokens, self._admit(int(tokens.sum()))])
         runs = tokens > 0
         return self.running[runs], tokens[runs]
@@ -220,17 +220,25 @@ class RankScheduler:
         return self.running[runs], tokens[runs]
 
     def _schedule_running(self) -> tuple[Indices, bool]:
-        """New tokens of each running sequence, preempting from the end until their cache fits."""
-        preempted = False
+        """New tokens of each running sequence, and whether there was room for the cache of all.
+
+        While there is not, the last is preempted. One in flight cannot be: until its step has ended, sequences run for
+        which there is room in their order. So the first always goes on, and no two can preempt each other for ever.
+        """
+        is_tight = False
         while True:
             tokens = _share_budget(self._need(), self.settings.token_budget)
             growth = self._growth(self.running, tokens)
             if growth.sum() <= self.free_bytes:
-                self._reserve(self.running, tokens, growth)
-                return tokens, preempted
-            preempted = True
-            if not self._preempt_last():  # all are in flight: wait until some have left
-                return np.zeros_like(tokens), preempted
+                break
+            is_tight = True
+            if self.states.in_flight[self.running[-1]]:
+                tokens[np.cumsum(growth) > self.free_bytes] = 0
+                growth = np.where(tokens > 0, growth, 0.0)
+                break
+            self._preempt_last()
+        self._reserve(self.running, tokens, growth)
+        return tokens, is_tight
 
     def _need(self) -> Indices:
         """Tokens that each running sequence could add; with several stages, of a share of those that decode only."""
@@ -387,24 +395,15 @@ class RankScheduler:
         if self.prefixes is not None:
             self.free_bytes -= sum(map(self.prefixes.release, request.tolist()))
 
-    def _preempt_last(self) -> bool:
-        """Evict the sequence admitted last that is not in flight; it returns to the head of the queue and starts over.
-
-        Returns:
-            Whether there was one.
-        """
+    def _preempt_last(self) -> None:
+        """Evict the sequence admitted last; it returns to the head of the queue and starts over."""
         states = self.states
-        idle = np.flatnonzero(states.in_flight[self.running] == 0)
-        if not len(idle):
-            return False
-        victim = self.running[idle[-1:]]
-        self.running = np.delete(self.running, idle[-1])
+        victim, self.running = self.running[-1:], self.running[:-1]
         self._release(victim)
         states.seen[victim] = np.maximum(states.seen[victim], states.computed[victim])
         states.computed[victim] = 0
         states.preemptions[victim] += 1
         self.waiting.appendleft(int(victim[0]))
-        return True
 
 
 def _share_budget(need: Indices, budget: int) -> Indices:

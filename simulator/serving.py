@@ -11,6 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from moesim.errors import StalledError
 from moesim.simulator.load_balancing import POLICIES, PolicyName
 from moesim.simulator.memory import KvCache
 from moesim.simulator.pipeline import Pipeline
@@ -75,7 +76,11 @@ class ServingLoop:
     fast_forward: int = 1
 
     def run(self) -> ServingRecord:
-        """Serve every request; returns when the last one has its last token."""
+        """Serve every request; returns when the last one has its last token.
+
+        Raises:
+            StalledError: requests wait for each other; a fault of the simulator.
+        """
         self.env = simpy.Environment()
         self.states = RequestStates.of(self.requests)
         self.record = ServingRecord.of(self.states)
@@ -89,6 +94,8 @@ class ServingLoop:
         concurrency = self.requests.concurrency
         self.env.process(self._open_loop() if concurrency is None else self._closed_loop(concurrency))
         self.env.run()
+        if self.finished < len(self.requests):
+            raise StalledError(f"{len(self.requests) - self.finished} of {len(self.requests)} requests wait for ever")
         return self.record
 
     def _build_ranks(self) -> list[Rank]:

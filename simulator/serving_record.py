@@ -100,7 +100,8 @@ class ServingRecord:
 
     def note_step(self, replica: int, start_s: float, step: Step, measured: "StepMeasures") -> None:
         """A step that began, and stands for as many as `measured` says."""
-        decodes = int(step.decodes.sum())
+        fed_back = step.context >= step.prompt_tokens  # the last chunk of a prompt may be one token, too
+        decodes = int((step.decodes & fed_back).sum())
         self.steps.append(
             (
                 replica,

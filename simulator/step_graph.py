@@ -10,7 +10,7 @@ them: the share of a processor that takes no part lasts no time.
     ffn_norm  router  top_k  shared experts  experts  [all_reduce over tp]        dp = 1: tokens are everywhere already
 
 The host's work stands before the first pipeline stage only: it prepares a step once. Every stage but the last ends with
-sending the hidden states.
+sending the hidden states, each device of a tensor-parallel group a part of them; the next begins with gathering them.
 What dispatch and combine are is the engine's choice (`Communication`).
 """
 
@@ -60,6 +60,8 @@ def build_step_graph(
         tasks.host(blocking=not async_host)
         tasks.operators(plan.before, NO_LAYER)
         tasks.group_collective("all_reduce", NO_LAYER)
+    else:
+        tasks.group_collective("all_gather", NO_LAYER)
     for layer, positions in zip(plan.layer_range, plan.layers, strict=True):
         tasks.layer(layer, positions)
     if plan.is_last:

@@ -5,7 +5,8 @@
     │   ├── ConfigError     a YAML or JSON configuration, or a command-line value
     │   ├── DataError       a trace, a request file, a results folder
     │   └── CapacityError   the model or a request does not fit in the memory of the devices
-    └── GraphError          a task graph that cannot be played (a cycle, a negative duration)
+    ├── GraphError          a task graph that cannot be played (a cycle, a negative duration)
+    └── StalledError        a simulation that ended before its requests did; a fault of the simulator
 
 Every message reads `place: rule, got value`.
 """
@@ -57,6 +58,10 @@ class CapacityError(InputError):
 
 class GraphError(MoeSimError):
     """A task graph breaks the rules of the engines."""
+
+
+class StalledError(MoeSimError):
+    """Nothing is left to happen, and yet requests are unfinished."""
 
 
 class NotedErrors:

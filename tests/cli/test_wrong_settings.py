@@ -229,3 +229,27 @@ def test_a_real_process_says_one_line_and_no_traceback(folder):
     command = [sys.executable, "-c", "from moesim.cli import main; main()", "simulate", "tiny.yaml", "--seed", "-1"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --seed: must be >= 0, got -1\n")
+
+
+POOLS = """\
+pools:
+  prompts: {role: prefill, parallelism: {tp: 1}, scheduler: {prefix_caching: true}}
+  rest: {role: decode, parallelism: {tp: 1}}
+"""
+
+
+def test_flags_that_every_pool_overrules(refused_run, folder):
+    (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text() + POOLS)
+    message = refused_run("--tp", "2")
+    rule = "changes nothing, every pool has its own parallelism; edit that with --set pools.prompts.parallelism"
+    assert message == f"--tp: {rule}"
+    assert "needs requests with `hash_ids`" in refused_run("--scheduler", "sglang")  # `rest` takes that
+
+
+def test_errors_of_a_pool_name_the_pool(refused_run, folder):
+    (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text() + POOLS)
+    assert refused_run().startswith("tiny.yaml:6:62: pools.prompts.scheduler.prefix_caching: needs requests")
+
+
+def test_replicas_that_do_not_divide_the_devices_are_the_ones_to_blame(refused_run):
+    assert refused_run("--replicas", "3") == "--replicas: dp * tp * replicas must be the 1 devices of h100-sxm-1, got 3"

@@ -202,14 +202,16 @@ def test_a_trace_of_pools_shows_every_device(tiny):
         assert name.encode() in trace
 
 
-def test_energy_counts_every_pool(tiny):
+def test_energy_counts_every_pool_and_what_moves_between_them(tiny):
     setup = prepare(*load_scenario(apart(tiny)))
-    pipelines = build_pipelines(setup)
-    record = serve(setup, pipelines)
-    summary = run(prepare(*load_scenario(apart(tiny)))).summary
+    record = serve(setup, build_pipelines(setup))
+    result = run(prepare(*load_scenario(apart(tiny))))
     idle_w = sum(pool.system.idle_w * pool.system.device_count for pool in setup.pools)
-    assert summary["idle_energy_j"] == pytest.approx(idle_w * record.duration_s)
-    assert record.kv_transfer_j > 0
+    assert result.summary["idle_energy_j"] == pytest.approx(idle_w * record.duration_s)
+    j_per_byte = setup.pools[0].system.interconnect.inter_node.energy.value
+    assert record.kv_transfer_j == pytest.approx(record.kv_bytes.sum() * j_per_byte)
+    parts = result.summary["idle_energy_j"] + result.tables["steps"]["energy_j"].sum() + record.kv_transfer_j
+    assert result.summary["energy_j"] == pytest.approx(parts, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from moesim.errors import StalledError
 from moesim.simulator.scenario import load_scenario, prepare
 from moesim.simulator.serving import ServingLoop
 from moesim.simulator.simulate import build_pipelines, run, simulate
@@ -164,3 +165,16 @@ def test_times_by_operator_add_up_to_the_steps(tiny):
         result = simulate(scenario)
         total = sum(value for key, value in result.summary.items() if key.startswith("time_"))
         assert total == pytest.approx(result.tables["steps"]["duration_s"].sum(), rel=1e-9)
+
+
+def test_a_run_that_stalls_never_ends_as_if_it_were_done(tiny, tight):
+    _, loop = tight(tiny(), 0.5)  # `prepare` would have refused so little memory
+    with pytest.raises(StalledError, match=r"of 40 requests wait for ever"):
+        loop.run()
+
+
+def test_a_last_chunk_of_one_token_is_still_prefill(tiny):
+    requests = {"kind": "synthetic", "num_requests": 3, "rate_per_s": 1, "prompt_tokens": 257, "output_tokens": 5}
+    steps = simulate(tiny(requests=requests)).tables["steps"]  # 256 tokens fit in a step
+    assert steps["prefill_tokens"].sum() == 3 * 257
+    assert steps["decode_tokens"].sum() == 3 * 4
