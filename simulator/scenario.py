@@ -56,7 +56,11 @@ class Scenario(Config):
     concurrency: PositiveInt | None = Field(
         None, description="closed loop: so many requests in flight, arrivals ignored"
     )
-    routing: Named = Field("uniform", description="uniform, zipf:EXPONENT, a shipped profile, a profile or trace file")
+    routing: Named = Field(
+        "small-moe",
+        description="a shipped profile (the default: that of a small model recorded for the package, adapted), uniform, "
+        "zipf:EXPONENT, a profile or trace file",
+    )
     parallelism: Parallelism | None = Field(
         None, description="tp, dp, ep, pp of each replica; without it tp = devices / replicas"
     )
