@@ -58,7 +58,7 @@ class Scenario(Config):
     )
     routing: Named = Field(
         "small-moe",
-        description="a shipped profile (the default: that of a small model recorded for the package, adapted), uniform, "
+        description="a shipped profile (the default: of a small model recorded for the package, adapted), uniform, "
         "zipf:EXPONENT, a profile or trace file",
     )
     parallelism: Parallelism | None = Field(
