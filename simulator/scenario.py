@@ -130,7 +130,7 @@ def _load_parts(
     with noted:
         model = load_model(document.child("model"))
     with noted:
-        system = load_system(document.child("system"))
+        system = load_system(document.child("system"), kernels=scenario.scheduler.kernels)
     routing: Routing | None = None
     with noted:
         routing = load_routing(_optional(document, "routing", scenario.routing))

@@ -42,6 +42,11 @@ class SchedulerSettings(Config):
     prefix_caching: bool = Field(
         False, description="prompts that start alike share KV blocks; needs requests with `hash_ids` (Mooncake traces)"
     )
+    kernels: Literal["vllm", "sglang", "trtllm"] | None = Field(
+        None,
+        description="framework whose kernels the devices run, where the device has a set of them; by default those that"
+        " the device describes",
+    )
     source: str = Field("", description="where the settings come from")
 
 
