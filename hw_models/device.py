@@ -104,6 +104,8 @@ def _with_kernels(document: Document, processor: KeyPath, kernels: str | None) -
     same_file = document.at(processor).file == source.file
     for path in _leaves(source.data):
         target = (*processor, *path)
+        if any(key[: len(target)] == target and document.is_set(key) for key in document.sources):
+            continue  # the command line has the last word
         document = document.graft(target, source.at(path))
         if same_file:  # then errors show the whole key, and the line of the set
             document = replace(document, sources={key: name for key, name in document.sources.items() if key != target})

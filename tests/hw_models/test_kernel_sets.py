@@ -51,6 +51,16 @@ def test_schedulers_choose_kernels() -> None:
     assert len({system.device.processor.price(table).time_s[0] for system in systems.values()}) == 3
 
 
+def test_the_command_line_has_the_last_word() -> None:
+    edits = ["residual=null", "dram_sustained.value=0.5"]
+    assignments = ["system=h200-sxm-1", *(f"system.device.processors.gpu.{edit}" for edit in edits), "scheduler=sglang"]
+    part = prepare(*load_scenario("quickstart", assignments)).system.device.config.processors["gpu"]
+    assert isinstance(part, GpuConfig)
+    assert part.default_kernels == "sglang"
+    assert part.residual is None
+    assert part.dram_sustained.value == 0.5
+
+
 def test_an_unknown_framework_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"scheduler.kernels: .*'vllm', 'sglang' or 'trtllm'.*got 'tgi'"):
         load_scenario("quickstart", ["scheduler.kernels=tgi"])
