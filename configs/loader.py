@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "Document",
     "Finder",
+    "KeyPath",
     "Reference",
     "find",
     "load",

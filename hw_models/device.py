@@ -1,12 +1,13 @@
 """Devices: memory, power and processors, read from YAML in which every number states its source."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from moesim.configs.loader import Config, Reference, find, take_over, validate
+from moesim.configs.loader import Config, Document, KeyPath, Reference, find, take_over, validate
 from moesim.hw_models.attention_config import kernel_rows
 from moesim.hw_models.coprocessing import share_out
 from moesim.hw_models.gpu import GpuConfig
@@ -72,8 +73,13 @@ class Device:
         return self.config.idle_power.value
 
 
-def load_device(reference: Reference, base: str | Path | None = None) -> Device:
+def load_device(reference: Reference, base: str | Path | None = None, kernels: str | None = None) -> Device:
     """The device that `reference` stands for: a shipped name, a path, or an inline mapping.
+
+    Args:
+        reference: name, path, mapping, or a document that holds one of these.
+        base: folder that relative paths start from.
+        kernels: serving framework whose kernels run, where the device has a set of them; else those it describes.
 
     Raises:
         ConfigError: there is no such device, or its description breaks a rule.
@@ -82,9 +88,38 @@ def load_device(reference: Reference, base: str | Path | None = None) -> Device:
     held = document.data.get("processors") if isinstance(document.data, dict) else None
     for name in held if isinstance(held, dict) else ():
         document = take_over(document, "devices", ("processors", name))
+        document = _with_kernels(document, ("processors", name), kernels)
     config = validate(DeviceConfig, document)
     name = config.title if document.folder is None else Path(document.file).stem
     return build_device(config, name)
+
+
+def _with_kernels(document: Document, processor: KeyPath, kernels: str | None) -> Document:
+    """`document` with one of the processor's sets of kernels merged over it, if it has that set."""
+    held = document.at(processor).data
+    sets = held.get("kernels") if isinstance(held, dict) else None
+    if kernels is None or not isinstance(sets, dict) or not isinstance(sets.get(kernels), dict):
+        return document
+    chosen = (*processor, "kernels", kernels)
+    source = document.at(chosen)
+    same_file = document.at(processor).file == source.file
+    for path in _leaves(source.data):
+        target = (*processor, *path)
+        if any(key[: len(target)] == target and document.is_set(key) for key in document.sources):
+            continue  # the command line has the last word
+        document = document.graft(target, source.at(path))
+        if same_file:  # then errors show the whole key, and the line of the set
+            document = replace(document, sources={key: name for key, name in document.sources.items() if key != target})
+    return document.graft((*processor, "default_kernels"), Document(source.file, kernels))
+
+
+def _leaves(mapping: Mapping[str, Any]) -> Iterator[KeyPath]:
+    """Paths of the parameters, calibrations, lists and scalars in `mapping`: what a set replaces whole."""
+    for key, value in mapping.items():
+        if isinstance(value, dict) and value and not {"value", "data"} & set(value):
+            yield from ((key, *path) for path in _leaves(value))
+        else:
+            yield (key,)
 
 
 def build_device(config: DeviceConfig, name: str) -> Device:

@@ -20,37 +20,46 @@ COMPUTE, MEMORY, LATENCY = range(3)
 (
     MULTIPROCESSORS,
     S_PER_DRAM_BYTE,
-    S_PER_L2_BYTE,
+    S_PER_PEAK_DRAM_BYTE,
     KERNEL_LATENCY_S,
-    TILE_LATENCY_S,
-    SPLIT_LATENCY_S,
-    GROUPED_LATENCY_S,
-    GROUPED_TILE_LATENCY_S,
-    GROUPED_S_PER_WEIGHT_BYTE,
-    GROUPED_S_PER_MOVED_BYTE,
     J_PER_DRAM_BYTE,
     J_PER_ATTENTION_FLOP,
     ACTIVE_W,
     PARAMETERS,
-) = range(14)
+) = range(8)
 
-# Columns of the table of weight formats.
+# Columns of the table of weight formats, of single products and of expert FFNs.
 (
     S_PER_FLOP,
+    S_PER_PEAK_FLOP,
     ACTIVATION_BYTES,
     WEIGHT_BYTES,
     J_PER_FLOP,
-    QUANTISE_LATENCY_S,
+    LATENCY_S,
+    S_PER_WEIGHT_BYTE,
+    S_PER_MOVED_BYTE,
+    S_PER_L2_BYTE,
+    TILE_LATENCY_S,
+    STEP_LATENCY_S,
+    SPLIT_LATENCY_S,
+    EXPOSED,
+    WAVE_TAIL,
+    CACHED_BYTES,
     S_PER_QUANTISED_ELEMENT,
+    S_PER_QUANTISED_ROW,
+    MAX_SPLIT,
+    FIRST_TILE,
+    END_TILE,
     FORMAT_COLUMNS,
-) = range(7)
+) = range(21)
 
-# Output tiles that kernels choose from: the shapes of cuBLAS and CUTLASS on tensor cores, from 16 rows (operands
-# swapped, for few tokens) to 256. Rows are powers of two, so that tokens turn into tiles by shifts.
-_TILE_M_BITS = (4, 5, 6, 6, 6, 7, 7, 7, 8, 8)
-_TILE_N = (64, 64, 64, 128, 256, 64, 128, 256, 64, 128)
-_TILES = len(_TILE_N)
-_MIN_BITS, _MAX_BITS = min(_TILE_M_BITS), max(_TILE_M_BITS)
+# Features of a row that residuals look at.
+FEATURES = 8
+_ALIGNED_ROWS, _COMMON_TILE = 16, 128
+
+# Columns of the table of tiles.
+TOKENS, TILE_M, TILE_N, TOGETHER, TILE_COLUMNS = range(5)
+
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _SPLIT_WAVES = 4  # work in more waves than this is never split along k
 _MIN_K = 64.0  # elements of k that a main loop takes at a time
@@ -75,12 +84,24 @@ class Columns(NamedTuple):
     expert_tokens: Ints
 
 
+class Residuals(NamedTuple):
+    """Boosted trees of all models, and which are whose; see `residual.joined`."""
+
+    feature: NDArray[np.int8]
+    value: NDArray[np.float32]
+    left: NDArray[np.int32]
+    roots: NDArray[np.int32]
+    models: Floats
+
+
 @njit(cache=True)
-def price_rows(
+def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arrays flat
     columns: Columns,
     parameters: Floats,
     formats: Floats,
+    tiles: Ints,
     valid: Floats,
+    residuals: Residuals,
     time_s: Floats,
     energy_j: Floats,
     bound: NDArray[np.int8],
@@ -93,15 +114,18 @@ def price_rows(
     Args:
         columns: what to price.
         parameters: float64[PARAMETERS].
-        formats: float64[2, weight dtype, FORMAT_COLUMNS], of single products and of expert FFNs.
+        formats: float64[3, weight dtype, FORMAT_COLUMNS], of single products, gated and ungated expert FFNs.
+        tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
             products; m, flops, bytes of attention and elementwise rows.
+        residuals: learned corrections, for products inside `valid`.
         time_s: float64[row].
         energy_j: float64[row].
         bound: int8[row].
         extrapolated: bool[row].
     """
     grouped = -1
+    features = np.zeros(FEATURES)
     for row in range(columns.m.size):
         kind, dtype = columns.form[row], columns.weight_dtype[row]
         grouped += kind == GROUPED_GEMM  # `expert_tokens` holds one line per grouped row, in order
@@ -109,27 +133,86 @@ def price_rows(
         if m <= 0:
             bound[row] = LATENCY
             continue
-        fmt = formats[1 if kind == GROUPED_GEMM else 0, dtype]
+        plane = 0 if kind != GROUPED_GEMM else 1 if columns.up_matrices[row] > 1 else 2
+        fmt = formats[plane, dtype]
         flops, weight_bytes = columns.flops[row], columns.weight_bytes_read[row]
         moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
         nbytes = weight_bytes + moved_bytes
         j_per_flop = fmt[J_PER_FLOP]
         if kind == GEMM:
-            price = _gemm(m, n, k, groups, nbytes, parameters, fmt)
+            price = _gemm(m, n, k, groups, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == GROUPED_GEMM:
-            tokens, gates = columns.expert_tokens[grouped], columns.up_matrices[row]
-            price = _experts(tokens, n, k, gates, weight_bytes, moved_bytes, parameters, fmt)
+            work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row])
+            price = _experts(work, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == ATTENTION:
             price = time_s[row], int(bound[row])
             j_per_flop = parameters[J_PER_ATTENTION_FLOP]
         else:
             price = _bounded(parameters[KERNEL_LATENCY_S], 0.0, nbytes * parameters[S_PER_DRAM_BYTE])
         time_s[row], bound[row] = price
+        learned = kind in (GEMM, GROUPED_GEMM) and residuals.models[plane, dtype, 1] > 0.0
+        if learned and not _is_outside(m, n, k, valid[kind, dtype]):
+            _write_features(columns, row, grouped, time_s[row], parameters[MULTIPROCESSORS], features)
+            corrected_s = time_s[row] * np.exp(_log_factor(features, residuals, residuals.models[plane, dtype]))
+            floor_s = max(flops * fmt[S_PER_PEAK_FLOP], weight_bytes * parameters[S_PER_PEAK_DRAM_BYTE])
+            time_s[row] = max(corrected_s, min(floor_s, time_s[row]))
         energy_j[row] = flops * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
         if kind in (GEMM, GROUPED_GEMM):
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
         else:
             extrapolated[row] = extrapolated[row] or _is_outside(m, flops, nbytes, valid[kind, dtype])
+
+
+@njit(cache=True)
+def feature_rows(columns: Columns, physics_s: Floats, multiprocessors: float, features: Floats) -> None:
+    """Write what residuals look at: features[row], beside prices from physics alone."""
+    grouped = -1
+    for row in range(columns.m.size):
+        grouped += columns.form[row] == GROUPED_GEMM
+        _write_features(columns, row, grouped, physics_s[row], multiprocessors, features[row])
+
+
+@njit(cache=True)
+def _write_features(
+    columns: Columns, row: int, grouped: int, physics_s: float, multiprocessors: float, features: Floats
+) -> None:
+    """Logarithms of sizes and of the price; alignment and last wave of products; skew and shared traffic of experts."""
+    m, n, k = columns.m[row], columns.n[row], columns.k[row]
+    features[3] = np.log2(physics_s)
+    if columns.form[row] == GEMM:
+        features[0], features[1], features[2] = np.log2(float(m)), np.log2(float(n)), np.log2(float(k))
+        features[4] = 1.0 if m % _ALIGNED_ROWS == 0 else 0.0
+        row_tiles, column_tiles = np.ceil(m / _COMMON_TILE), np.ceil(n / _COMMON_TILE)
+        waves = row_tiles * column_tiles * columns.groups[row] / multiprocessors
+        features[5] = waves - np.floor(waves)
+        features[6] = features[7] = 0.0
+        return
+    touched, largest = 0, 0
+    for tokens in columns.expert_tokens[grouped]:
+        touched += tokens > 0
+        largest = max(largest, tokens)
+    # Rates rather than sizes: few models are ever measured, and trees would learn their sizes by heart.
+    per_expert = m / max(1.0, touched)
+    features[0], features[1] = np.log2(per_expert), np.log2(max(1.0, largest / per_expert))
+    features[2] = np.log2(max(1.0, columns.weight_bytes_read[row]) / physics_s)
+    features[4] = np.log2(max(1.0, touched))
+    features[5] = np.log2(max(1.0, columns.read_bytes[row] + columns.write_bytes[row]) / physics_s)
+    features[6] = np.log2(max(1.0, columns.flops[row]) / physics_s)
+    features[7] = np.log2(float(n))
+
+
+@njit(cache=True)
+def _log_factor(features: Floats, residuals: Residuals, model: Floats) -> float:
+    """Sum of the leaves that a row falls into, within the model's range."""
+    total = 0.0
+    for tree in range(int(model[0]), int(model[1])):
+        node = residuals.roots[tree]
+        while residuals.feature[node] >= 0:
+            goes_right = features[residuals.feature[node]] > residuals.value[node]
+            node = residuals.left[node] + goes_right
+        total += residuals.value[node]
+    log_factor: float = min(max(total, model[2]), model[3])
+    return log_factor
 
 
 @njit(cache=True)
@@ -149,93 +232,149 @@ def _bounded(latency_s: float, compute_s: float, memory_s: float) -> tuple[float
 
 
 @njit(cache=True)
-def _k_step_s(tile: int, rows: int, s_per_flop: float, parameters: Floats, fmt: Floats) -> float:
-    """Seconds per element of k for one tile on one multiprocessor: multiply, while both operands load from L2."""
-    tile_m, tile_n = 1 << _TILE_M_BITS[tile], _TILE_N[tile]
-    loaded_bytes = min(tile_m, rows) * fmt[ACTIVATION_BYTES] + tile_n * fmt[WEIGHT_BYTES]
-    slower_s = max(2.0 * tile_m * tile_n * s_per_flop, loaded_bytes * parameters[S_PER_L2_BYTE])
-    k_step_s: float = parameters[MULTIPROCESSORS] * slower_s
+def _k_step_s(tile: Ints, rows: float, multiprocessors: float, fmt: Floats) -> float:
+    """Seconds per element of k for one tile on one multiprocessor.
+
+    The slowest of multiplying, loading both operands from L2, and the latency of the main loop.
+    """
+    loaded_bytes = min(tile[TILE_M], rows) * fmt[ACTIVATION_BYTES] + tile[TILE_N] * fmt[WEIGHT_BYTES]
+    busy_s = max(2.0 * tile[TILE_M] * tile[TILE_N] * fmt[S_PER_FLOP], loaded_bytes * fmt[S_PER_L2_BYTE])
+    k_step_s: float = max(multiprocessors * busy_s, fmt[STEP_LATENCY_S])
     return k_step_s
 
 
 @njit(cache=True)
-def _gemm(m: int, n: int, k: int, groups: int, nbytes: float, parameters: Floats, fmt: Floats) -> tuple[float, int]:
-    """The best of all tiles and splits of k: whole waves of tiles on the multiprocessors, or DRAM if slower.
+def _waves(tiles: float, multiprocessors: float, fmt: Floats) -> float:
+    """Rounds of one tile per multiprocessor; the last of several may be shared out in part (stream-k, overlap)."""
+    exact = tiles / multiprocessors
+    whole = np.ceil(exact)
+    waves: float = whole - fmt[WAVE_TAIL] * (whole - exact) if whole > 1.0 else whole
+    return waves
 
-    A split of k writes and reads partial sums and costs one more pass. A format that inputs must be turned into costs
-    a kernel before the product.
+
+@njit(cache=True)
+def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
+    m: int,
+    n: int,
+    k: int,
+    groups: int,
+    weight_bytes: float,
+    moved_bytes: float,
+    multiprocessors: float,
+    fmt: Floats,
+    tiles: Ints,
+) -> tuple[float, int]:
+    """A product, and before it the kernel that turns its inputs into another format, if the format has one.
+
+    Tiles are limited to some number of tokens. Kernels that go by it switch tiles with growing tokens, mostly to larger
+    ones; a product is never faster than one with fewer tokens on the tiles before.
     """
-    multiprocessors = parameters[MULTIPROCESSORS]
-    best_s, best_compute_s, best_memory_s = np.inf, 0.0, 0.0
-    for tile in range(_TILES):
-        bits, tile_n = _TILE_M_BITS[tile], _TILE_N[tile]
-        tiles = ((m + (1 << bits) - 1) >> bits) * ((n + tile_n - 1) // tile_n) * groups
-        k_step_s = _k_step_s(tile, m, fmt[S_PER_FLOP], parameters, fmt)
-        for split in _SPLITS:
-            if split > 1 and (k <= _MIN_K or tiles * split > _SPLIT_WAVES * multiprocessors):
-                break
-            waves = np.ceil(tiles * split / multiprocessors)
-            compute_s = waves * (k_step_s * max(_MIN_K, k / split) + parameters[TILE_LATENCY_S])
-            partial_bytes = _PARTIAL_BYTES * m * n * groups * split if split > 1 else 0.0
-            memory_s = (nbytes + partial_bytes) * parameters[S_PER_DRAM_BYTE]
-            total_s = max(compute_s, memory_s) + (parameters[SPLIT_LATENCY_S] if split > 1 else 0.0)
-            if total_s < best_s:
-                best_s, best_compute_s, best_memory_s = total_s, compute_s, memory_s
-    latency_s = parameters[KERNEL_LATENCY_S] + fmt[QUANTISE_LATENCY_S]
-    quantise_s = m * k * groups * fmt[S_PER_QUANTISED_ELEMENT]
-    _, bound = _bounded(latency_s, best_compute_s, best_memory_s + quantise_s)
-    return latency_s + quantise_s + best_s, bound
+    best_s, compute_s, memory_s = 0.0, 0.0, 0.0
+    first, fewer = int(fmt[FIRST_TILE]), 0
+    while first < fmt[END_TILE] and fewer < m:
+        limit = tiles[first, TOKENS]
+        end = first + 1
+        while end < fmt[END_TILE] and tiles[end, TOKENS] == limit:
+            end += 1
+        tokens = min(m, limit)
+        moved = max(0.0, moved_bytes * (tokens / m) - fmt[CACHED_BYTES])
+        bytes_s = weight_bytes * fmt[S_PER_WEIGHT_BYTE] + moved * fmt[S_PER_MOVED_BYTE]
+        total_s, product_s = _split_product(tokens, n, k, groups, bytes_s, multiprocessors, fmt, tiles[first:end])
+        if total_s > best_s:
+            best_s, compute_s, memory_s = total_s, product_s, bytes_s
+        first, fewer = end, limit
+    quantise_s = m * groups * (k * fmt[S_PER_QUANTISED_ELEMENT] + fmt[S_PER_QUANTISED_ROW])
+    _, bound = _bounded(fmt[LATENCY_S], compute_s, memory_s + quantise_s)
+    return fmt[LATENCY_S] + quantise_s + best_s, bound
+
+
+@njit(cache=True)
+def _split_product(
+    m: int, n: int, k: int, groups: int, bytes_s: float, multiprocessors: float, fmt: Floats, tiles: Ints
+) -> tuple[float, float]:
+    """Time, and compute time, of the best of all tiles and splits of k: waves of tiles beside DRAM.
+
+    A split of k writes and reads partial sums and costs one more pass. Of the shorter of computing and moving, a share
+    is not hidden behind the longer.
+    """
+    best_s, best_compute_s = np.inf, 0.0
+    for split in _SPLITS:
+        if split > 1 and (split > fmt[MAX_SPLIT] or k <= _MIN_K):
+            break
+        compute_s = np.inf
+        for tile in range(tiles.shape[0]):
+            together = tiles[tile, TOGETHER]
+            row_tiles = (m + tiles[tile, TILE_M] - 1) // tiles[tile, TILE_M]
+            row_tiles = (row_tiles + together - 1) // together * together
+            count = float(row_tiles * ((n + tiles[tile, TILE_N] - 1) // tiles[tile, TILE_N]) * groups * split)
+            if split > 1 and count > _SPLIT_WAVES * multiprocessors:
+                continue
+            tile_s = _k_step_s(tiles[tile], m, multiprocessors, fmt) * max(_MIN_K, k / split) + fmt[TILE_LATENCY_S]
+            compute_s = min(compute_s, _waves(count, multiprocessors, fmt) * tile_s)
+        if compute_s == np.inf:
+            break
+        memory_s = bytes_s + (_PARTIAL_BYTES * m * n * groups * split * fmt[S_PER_MOVED_BYTE] if split > 1 else 0.0)
+        total_s = max(compute_s, memory_s) + fmt[EXPOSED] * min(compute_s, memory_s)
+        total_s += fmt[SPLIT_LATENCY_S] if split > 1 else 0.0
+        if total_s < best_s:
+            best_s, best_compute_s = total_s, compute_s
+    return best_s, best_compute_s
 
 
 @njit(cache=True)
 def _experts(
-    expert_tokens: Ints,
-    n: int,
-    k: int,
-    up_matrices: int,
+    work: tuple[Ints, int, int, int],
     weight_bytes: float,
     moved_bytes: float,
-    parameters: Floats,
+    multiprocessors: float,
     fmt: Floats,
+    tiles: Ints,
 ) -> tuple[float, int]:
     """Both products of an expert FFN over all experts: up (k to up_matrices * n), then down (n to k).
 
     Each expert's tokens fill whole tiles of their own. Weights stream while tiles compute; gathering tokens, the
     activation function and summing results are passes of their own, so their traffic adds up.
+
+    Args:
+        work: tokens of each expert, n, k and up_matrices.
+        weight_bytes: weights that are read.
+        moved_bytes: activations read and written.
+        multiprocessors: of the device.
+        fmt: float64[FORMAT_COLUMNS].
+        tiles: int64[tile, TILE_COLUMNS].
     """
+    expert_tokens, n, k, up_matrices = work
     largest = 0
-    row_tiles = np.zeros(_MAX_BITS + 1, np.int64)
     for tokens in expert_tokens:
         largest = max(largest, tokens)
-        for bits in range(_MIN_BITS, _MAX_BITS + 1):
-            row_tiles[bits] += (tokens + (1 << bits) - 1) >> bits
-    up_compute_s = _grouped_product_s(row_tiles, largest, up_matrices * n, k, parameters, fmt)
-    down_compute_s = _grouped_product_s(row_tiles, largest, k, n, parameters, fmt)
-    weights_s = weight_bytes * parameters[GROUPED_S_PER_WEIGHT_BYTE]
+    up_compute_s, down_compute_s = np.inf, np.inf
+    row_tiles, rows_of = 0, 0
+    for tile in range(int(fmt[FIRST_TILE]), int(fmt[END_TILE])):
+        tile_m, tile_n = tiles[tile, TILE_M], tiles[tile, TILE_N]
+        if tile_m != rows_of:  # tiles of equal rows stand together
+            row_tiles, rows_of = _row_tiles(expert_tokens, tile_m), tile_m
+        k_step_s = _k_step_s(tiles[tile], largest, multiprocessors, fmt)
+        up_waves = _waves(float(row_tiles * ((up_matrices * n + tile_n - 1) // tile_n)), multiprocessors, fmt)
+        down_waves = _waves(float(row_tiles * ((k + tile_n - 1) // tile_n)), multiprocessors, fmt)
+        up_compute_s = min(up_compute_s, up_waves * (k_step_s * max(_MIN_K, float(k)) + fmt[TILE_LATENCY_S]))
+        down_compute_s = min(down_compute_s, down_waves * (k_step_s * max(_MIN_K, float(n)) + fmt[TILE_LATENCY_S]))
+    weights_s = weight_bytes * fmt[S_PER_WEIGHT_BYTE]
     up_weights_s = weights_s * up_matrices / (up_matrices + 1.0)
-    moved_s = moved_bytes * parameters[GROUPED_S_PER_MOVED_BYTE]
-    products_s = max(up_compute_s, up_weights_s) + max(down_compute_s, weights_s - up_weights_s)
-    latency_s = parameters[GROUPED_LATENCY_S]
-    _, bound = _bounded(latency_s, up_compute_s + down_compute_s, weights_s + moved_s)
-    return latency_s + products_s + moved_s, bound
+    down_weights_s = weights_s - up_weights_s
+    moved_s = moved_bytes * fmt[S_PER_MOVED_BYTE]
+    products_s = max(up_compute_s, up_weights_s) + max(down_compute_s, down_weights_s)
+    products_s += fmt[EXPOSED] * (min(up_compute_s, up_weights_s) + min(down_compute_s, down_weights_s))
+    _, bound = _bounded(fmt[LATENCY_S], up_compute_s + down_compute_s, weights_s + moved_s)
+    return fmt[LATENCY_S] + products_s + moved_s, bound
 
 
 @njit(cache=True)
-def _grouped_product_s(row_tiles: Ints, largest: int, n: int, k: int, parameters: Floats, fmt: Floats) -> float:
-    """Compute time of [tokens of each expert, k] x [k, n] with the best tile for all experts.
-
-    Args:
-        row_tiles: int64[log2 of a tile's rows], tiles along the tokens of all experts.
-        largest: tokens of the fullest expert.
-        n: outputs.
-        k: inputs.
-        parameters: float64[PARAMETERS].
-        fmt: float64[FORMAT_COLUMNS].
-    """
-    best_s = np.inf
-    for tile in range(_TILES):
-        tiles = row_tiles[_TILE_M_BITS[tile]] * ((n + _TILE_N[tile] - 1) // _TILE_N[tile])
-        k_step_s = _k_step_s(tile, largest, fmt[S_PER_FLOP], parameters, fmt)
-        tile_s = k_step_s * max(_MIN_K, float(k)) + parameters[GROUPED_TILE_LATENCY_S]
-        best_s = min(best_s, np.ceil(tiles / parameters[MULTIPROCESSORS]) * tile_s)
-    return best_s
+def _row_tiles(expert_tokens: Ints, tile_m: int) -> int:
+    """Tiles of `tile_m` rows along the tokens of all experts. Rows are powers of two, so tokens turn by shifts."""
+    bits = 0
+    while (1 << bits) < tile_m:
+        bits += 1
+    count = 0
+    for tokens in expert_tokens:
+        count += (tokens + tile_m - 1) >> bits
+    return count

@@ -1,7 +1,7 @@
 """Numbers of a device with where they come from, and the calibrations behind the fitted ones."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -37,6 +37,7 @@ class Fit(Config):
         description="Mean of |predicted / measured - 1|, each row predicted by a fit to four fifths of the shapes that"
         " its own is not among (5-fold cross-validation).",
     )
+    median: float | None = Field(default=None, gt=0, description="Median instead of the mean.")
     valid: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="Least and greatest value of each quantity among the rows (SI)."
     )
@@ -123,6 +124,25 @@ def scaled(config: Any, factors: Mapping[str, float], prefix: str = "") -> Any:
     return _scaled(config, factors, prefix)
 
 
+def with_values(config: Any, values: Mapping[str, float], source: str = "fitted", fit: str | None = None) -> Any:
+    """A copy of `config` in which the parameters named in `values` (dotted names) have these values (SI).
+
+    Parameters that may be left out, and were, are added, and so are keys of mappings whose values are parameters or
+    sections with defaults for everything.
+
+    Raises:
+        KeyError: there is no such parameter.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *path, last = name.split(".")
+        branch = tree
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[last] = value
+    return _with_values(config, tree, {"source": source, "fit": fit}, "")
+
+
 def quantity_text(value: float, unit: str) -> str:
     """`value` in `unit` with an SI prefix and up to five digits; a unit-free value is written as it is."""
     if not unit or value == 0:
@@ -154,3 +174,31 @@ def _scaled(value: Any, factors: Mapping[str, float], name: str) -> Any:
     if isinstance(value, dict):
         return {key: _scaled(item, factors, f"{name}{key}.") for key, item in value.items()}
     return value
+
+
+def _with_values(held: Any, tree: Mapping[str, Any], stamp: Mapping[str, Any], place: str) -> Any:
+    if isinstance(held, dict):
+        return held | {key: _with_value(held.get(key), item, stamp, f"{place}{key}") for key, item in tree.items()}
+    if unknown := set(tree) - set(type(held).model_fields):
+        raise KeyError(f"{place}{min(unknown)}")
+    update = {}
+    for key, item in tree.items():
+        old = getattr(held, key)
+        update[key] = _with_value(old, item, stamp, f"{place}{key}", type(held).model_fields[key].annotation)
+    return held.model_copy(update=update)
+
+
+def _with_value(old: Any, item: Any, stamp: Mapping[str, Any], place: str, annotation: Any = None) -> Any:
+    if isinstance(item, Mapping):
+        if old is None:
+            raise KeyError(place)
+        return _with_values(old, item, stamp, f"{place}.")
+    if old is not None and not isinstance(old, Parameter):
+        raise KeyError(place)
+    kind = type(old) if old is not None else _parameter_kind(annotation)
+    return kind.model_construct(value=item, **stamp)
+
+
+def _parameter_kind(annotation: Any) -> Any:
+    """The kind of parameter in `Parameter[...] | None`."""
+    return next((kind for kind in get_args(annotation) if kind is not type(None)), Parameter)

@@ -65,13 +65,14 @@ class System:
         return self.device.idle_w
 
 
-def load_system(reference: Reference, base: str | Path | None = None) -> System:
+def load_system(reference: Reference, base: str | Path | None = None, kernels: str | None = None) -> System:
     """The system that `reference` stands for.
 
     Args:
         reference: `<system>-<count>`, such as `h100-sxm-4`, for a shipped system with so many devices; a path; or an
             inline mapping. A count up to `devices_per_node` is one node, a greater one must be whole nodes.
         base: folder that relative paths start from.
+        kernels: serving framework whose kernels the devices run (see `load_device`).
 
     Raises:
         ConfigError: there is no such system, its description breaks a rule, or the count does not fill its nodes.
@@ -86,7 +87,7 @@ def load_system(reference: Reference, base: str | Path | None = None) -> System:
         config = config.model_copy(update={"device_count": count})
         place = reference.place() if isinstance(reference, Document) else str(reference)
     _check_nodes(config, place)
-    device = load_device(document.child("device"), base if document.folder is None else None)
+    device = load_device(document.child("device"), base if document.folder is None else None, kernels)
     name = config.title if document.folder is None else f"{Path(document.file).stem}-{config.device_count}"
     return System(name, config, device, Interconnect(config.intra_node, config.inter_node))
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.hw_models.device import Device
-from moesim.hw_models.gpu import COMPUTE_FORMATS
+from moesim.hw_models.gpu_products import COMPUTE_FORMATS
 from moesim.hw_models.processor import BOUNDS
 from moesim.reports.style import Kind, kind_of
 from moesim.workloads.models import Model

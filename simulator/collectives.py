@@ -6,6 +6,8 @@ stage: the hidden states, each device of a tensor-parallel group a part of them.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +61,8 @@ class CollectivePlan:
         self.rows = self.first_send + (0 if plan.is_last else plan.dp)
         self.sends_far = first_device // devices_per_node != (first_device + self.devices) // devices_per_node
         self.names = self._names()
-        self._kinds = [self._kind(only_decodes=only_decodes) for only_decodes in (False, True)]
-        self._ranks, self._nodes = self._spans()
+        kinds = [self._kind(only_decodes=only_decodes) for only_decodes in (False, True)]
+        self._templates = [CollectiveTable.of(kind, *self._spans()) for kind in kinds]
 
     def _names(self) -> list[str]:
         groups = [name for name in GROUP_KINDS for _ in range(self.plan.dp)] if self.group_rows else []
@@ -108,7 +110,9 @@ class CollectivePlan:
             traffic: tokens that devices send; nothing when dp = 1.
             slot_tokens: int64[moe_layer, slot], tokens of every expert slot; for low-latency kernels.
         """
-        columns = {"payload_bytes": np.zeros(self.rows)}
+        if not self.rows:
+            return self._templates[0]
+        columns: dict[str, Any] = {"payload_bytes": np.zeros(self.rows)}
         columns["payload_bytes"][: self.group_rows] = self._group_bytes(features)
         only_decodes = bool(np.array_equal(features[:, TOKENS], features[:, DECODE_TOKENS]))
         if self.moe_layers:
@@ -119,7 +123,7 @@ class CollectivePlan:
             name = "sent_internode_bytes" if self.sends_far else "sent_bytes"
             parts = self._hidden_bytes(features) / self.plan.tp
             columns.setdefault(name, np.zeros(self.rows))[self.first_send :] = parts
-        return CollectiveTable.of(self._kinds[only_decodes], self._ranks, self._nodes, **columns)
+        return replace(self._templates[only_decodes], **columns)
 
     def _exchange_columns(
         self,

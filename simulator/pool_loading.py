@@ -52,12 +52,16 @@ class PoolPlan:
 
 
 def load_systems(plans: Sequence[PoolPlan]) -> Mapping[str, System]:
-    """The system of each pool, by name of the pool.
+    """The system of each pool, by name of the pool, with the kernels of the pool's serving framework.
 
     Raises:
         ConfigError: one does not exist or breaks a rule.
     """
-    return {plan.name: load_system(plan.part("system") or plan.document.child("system")) for plan in plans}
+
+    def load(plan: PoolPlan) -> System:
+        return load_system(plan.part("system") or plan.document.child("system"), kernels=plan.scheduler.kernels)
+
+    return {plan.name: load(plan) for plan in plans}
 
 
 def build_pools(

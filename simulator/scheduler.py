@@ -61,6 +61,11 @@ class SchedulerSettings(Config):
         "all_gather_reduce_scatter (all to all, vLLM's default); all_reduce (the same by sums, vLLM's former naive); "
         "deepep_normal, deepep_low_latency; or deepep, low-latency in steps without prompts, else normal (SGLang)",
     )
+    kernels: Literal["vllm", "sglang", "trtllm"] | None = Field(
+        None,
+        description="framework whose kernels the devices run, where the device has a set of them; by default those that"
+        " the device describes",
+    )
     source: str = Field("", description="where the settings come from")
 
     @property

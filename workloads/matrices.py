@@ -8,7 +8,7 @@ from pydantic import Field
 from moesim.configs.loader import Config
 from moesim.workloads.operator_table import DTYPES
 
-DTypeName = Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "mxfp4"]
+DTypeName = Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "mxfp4", "nvfp4"]
 
 
 class Split(StrEnum):

@@ -38,6 +38,7 @@ DTYPES = {
         DType("fp8_block", 1.0 + 4.0 / (128 * 128)),  # one fp32 scale per 128 x 128 block (DeepSeek-V3 report, 3.3)
         DType("int8", 1.0),
         DType("mxfp4", 17.0 / 32),  # 32 four-bit values and one 8-bit exponent (OCP Microscaling 1.0, 5.2)
+        DType("nvfp4", 9.0 / 16),  # 16 four-bit values and one 8-bit scale (NVIDIA Blackwell)
     )
 }
 DTYPE_CODES = {name: code for code, name in enumerate(DTYPES)}

@@ -1,7 +1,7 @@
 """Least squares on the logarithm of times, within bounds, from several starts, judged on shapes left out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from moesim.hw_models.calibration.splits import folds, sample
 
 Price = Callable[[Mapping[str, float], T], Floats]
 """Times that parameters give to the rows of a table: (values by name, table) -> float64[row] in seconds."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with the fits that are done and the fits to do."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,15 @@ class Settings:
         seed: of every draw.
     """
 
-    rows: int = 4000
-    starts: int = 3
+    rows: int = 2500
+    starts: int = 2
     folds: int = 5
     softness: float = 0.1
-    evaluations: int = 40
+    evaluations: int = 20
     seed: int = 0
+
+
+STANDARD = Settings()
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class FitResult:
         seen: errors of these values on all rows, by bucket of time.
         unseen: errors of every row under a fit that left its group out, by bucket of time; what a fit states.
         unseen_s: float64[row], those predictions.
+        fold_values: values of each fold, fitted without the groups that the fold leaves out.
         at_bounds: names of values that ended at a bound.
     """
 
@@ -63,6 +71,7 @@ class FitResult:
     seen: dict[str, ErrorSummary]
     unseen: dict[str, ErrorSummary]
     unseen_s: Floats
+    fold_values: tuple[dict[str, float], ...]
     at_bounds: tuple[str, ...]
 
 
@@ -70,8 +79,8 @@ def calibrate(
     measured: Measured[T],
     price: Price[T],
     space: Mapping[str, Free],
-    settings: Settings = Settings(),
-    progress: Callable[[int, int], None] | None = None,
+    settings: Settings = STANDARD,
+    progress: Progress | None = None,
 ) -> FitResult:
     """Fit to all groups, and once per fold to the others, for the error.
 
@@ -82,31 +91,34 @@ def calibrate(
         settings: how.
         progress: called with the fits done and the fits to do.
     """
+    count = min(settings.folds, len(np.unique(measured.group)))
     done = 0
 
     def advance() -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(done, settings.folds + 1)
+            progress(done, count + 1)
 
     values = fit(measured, price, space, settings)
     advance()
-    unseen_s = np.empty(len(measured))
-    once = Settings(settings.rows, 1, settings.folds, settings.softness, settings.evaluations, settings.seed)
+    unseen_s, fold_values = np.empty(len(measured)), []
+    once = replace(settings, starts=1)
     near = {name: Free(values[name], free.low, free.high) for name, free in space.items()}
-    for kept, left_out in folds(measured.group, settings.folds, settings.seed):
+    for kept, left_out in folds(measured.group, count, settings.seed):
         # From the overall values: shorter, and the shapes left out are still left out of what is minimised.
-        fold_values = fit(measured.take(kept), price, near, once)
-        unseen_s[left_out] = price(fold_values, measured.table.take(left_out))
+        values_without = fit(measured.take(kept), price, near, once)
+        fold_values.append(values_without)
+        unseen_s[left_out] = price(values_without, measured.table.take(left_out))
         advance()
     seen = error_buckets(price(values, measured.table), measured.time_s)
     at_bounds = tuple(name for name, free in space.items() if _is_at_bound(values[name], free))
-    return FitResult(values, seen, error_buckets(unseen_s, measured.time_s), unseen_s, at_bounds)
+    unseen = error_buckets(unseen_s, measured.time_s)
+    return FitResult(values, seen, unseen, unseen_s, tuple(fold_values), at_bounds)
 
 
 def fit(
-    measured: Measured[T], price: Price[T], space: Mapping[str, Free], settings: Settings = Settings()
+    measured: Measured[T], price: Price[T], space: Mapping[str, Free], settings: Settings = STANDARD
 ) -> dict[str, float]:
     """The values of `space` that minimise a robust loss of log(predicted / measured); the best of several starts."""
     from scipy.optimize import least_squares
@@ -131,7 +143,7 @@ def fit(
             loss="soft_l1",
             f_scale=settings.softness,
             # A price is smooth in pieces only (waves, choices of tiles): steps must be wide enough to cross pieces.
-            diff_step=np.full(len(space), 1e-2),
+            diff_step=np.full(len(names), 1e-2),
             max_nfev=settings.evaluations,
         )
         if found.cost < best_cost:

@@ -7,8 +7,9 @@ import pytest
 from moesim.configs.loader import shipped
 from moesim.hw_models import gpu_kernel
 from moesim.hw_models.device import DeviceConfig, load_device
-from moesim.hw_models.gpu import COMPUTE_FORMATS, GPU, GpuConfig
-from moesim.hw_models.parameters import scaled
+from moesim.hw_models.gpu import GPU, GpuConfig
+from moesim.hw_models.gpu_products import COMPUTE_FORMATS
+from moesim.hw_models.parameters import scaled, with_values
 from moesim.hw_models.processor import BOUNDS
 from moesim.workloads.operator_table import ATTENTION, DTYPES, ELEMENTWISE, FORMS, GEMM, GROUPED_GEMM
 from tests.conformance.tables import attention_table, copy_table, experts_table, gemm_table
@@ -20,7 +21,7 @@ TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (64, 256), (128, 64), (128, 12
 def h200() -> GPU:
     processor = load_device("h200-sxm").processor
     assert isinstance(processor, GPU)
-    return processor
+    return GPU(processor.config.model_copy(update={"residual": None}))
 
 
 def test_kernel_constants_are_those_of_the_tables() -> None:
@@ -38,6 +39,10 @@ def test_every_weight_format_has_a_compute_format() -> None:
     assert set(COMPUTE_FORMATS) == set(DTYPES)
 
 
+def value(parameter: Any) -> float:
+    return 0.0 if parameter is None else parameter.value
+
+
 def price_by_hand(config: GpuConfig, m: int, n: int, k: int) -> float:
     """The equations of a bf16 product, written out."""
     units = config.multiprocessors.value
@@ -46,18 +51,26 @@ def price_by_hand(config: GpuConfig, m: int, n: int, k: int) -> float:
     dram_bytes_per_s = config.dram_bandwidth.value * config.dram_sustained.value
     nbytes = 2.0 * (n * k + m * k + m * n)
     best_s = math.inf
-    for tile_m, tile_n in TILES:
-        for split in (1, 2, 3, 4, 6, 8, 12, 16):
+    for split in (1, 2, 3, 4, 6, 8, 12, 16):
+        compute_s = math.inf
+        for tile_m, tile_n in TILES:
             tiles = math.ceil(m / tile_m) * math.ceil(n / tile_n) * split
             if split > 1 and (k <= 64 or tiles > 4 * units):
                 continue
-            depth = max(64.0, k / split)
-            multiply_s = 2.0 * tile_m * tile_n * depth / flops_per_s
-            load_s = 2.0 * (min(tile_m, m) + tile_n) * depth / l2_bytes_per_s
-            compute_s = math.ceil(tiles / units) * (max(multiply_s, load_s) + config.tile_latency.value)
-            partial_bytes = 8.0 * m * n * split if split > 1 else 0.0
-            total_s = max(compute_s, (nbytes + partial_bytes) / dram_bytes_per_s)
-            best_s = min(best_s, total_s + (config.split_latency.value if split > 1 else 0.0))
+            step_s = max(
+                2.0 * tile_m * tile_n / flops_per_s,
+                2.0 * (min(tile_m, m) + tile_n) / l2_bytes_per_s,
+                value(config.step_latency),
+            )
+            waves = float(math.ceil(tiles / units))
+            if waves > 1:
+                waves -= value(config.wave_tail) * (waves - tiles / units)
+            compute_s = min(compute_s, waves * (step_s * max(64.0, k / split) + config.tile_latency.value))
+        if math.isinf(compute_s):
+            break
+        memory_s = (nbytes + (8.0 * m * n * split if split > 1 else 0.0)) / dram_bytes_per_s
+        total_s = max(compute_s, memory_s) + value(config.exposed) * min(compute_s, memory_s)
+        best_s = min(best_s, total_s + (config.split_latency.value if split > 1 else 0.0))
     return best_s + config.kernel_latency.value
 
 
@@ -70,8 +83,9 @@ def test_product_price_is_the_equation(h200: GPU, m: int, n: int, k: int) -> Non
 
 def test_one_more_tile_than_multiprocessors_takes_a_second_wave(h200: GPU) -> None:
     assert h200.config.multiprocessors.value == 12 * 11
-    full, over = h200.price(gemm_table(12 * 128, np.array([11, 12]) * 256, 16_384)).time_s
-    assert over > 1.2 * full  # for a twelfth more work
+    whole = GPU(with_values(h200.config, {"wave_tail": 0.0, "exposed": 0.0}))
+    full, over = whole.price(gemm_table(12 * 128, np.array([11, 12]) * 256, 16_384)).time_s
+    assert over > 1.13 * full  # for a twelfth more work
 
 
 def test_batched_products_fill_the_device(h200: GPU) -> None:
@@ -92,7 +106,7 @@ def test_formats_that_the_device_lacks_are_computed_in_bf16(h200: GPU) -> None:
     shape = (8192, 8192, 8192)
     for processor, dtype in ((a100, "fp8"), (a100, "fp8_block"), (h200, "mxfp4")):
         times = [processor.price(gemm_table(*shape, name)).time_s[0] for name in ("bf16", dtype)]
-        assert times[1] == pytest.approx(times[0], rel=0.01)
+        assert times[1] == pytest.approx(times[0], rel=0.05)  # fewer bytes of weights
     narrow = [h200.price(gemm_table(1, 16_384, 16_384, name)).time_s[0] for name in ("bf16", "mxfp4")]
     assert narrow[1] < 0.4 * narrow[0]
 
@@ -102,7 +116,8 @@ def test_experts_read_weights_once_and_tiles_are_counted_per_expert(h200: GPU) -
     cost = h200.price(experts_table([[1, 0, 1, 0]], 14_336, 4096))
     weight_bytes = 2 * 3 * 2.0 * 14_336 * 4096
     weights_s = weight_bytes / (config.dram_bandwidth.value * config.grouped_gemm.weights_dram_sustained.value)
-    assert cost.time_s[0] == pytest.approx(config.grouped_gemm.latency.value + weights_s, rel=0.01)
+    least_s = config.grouped_gemm.latency.value + weights_s
+    assert least_s < cost.time_s[0] < 1.15 * least_s  # computing is not hidden altogether
     spread, packed = experts_table([[257] * 64, [256] * 64], n, k), experts_table([[64 * 256]], n, k)
     uneven_s, even_s = h200.price(spread).time_s
     assert uneven_s > even_s >= h200.price(packed).time_s[0] - cost.time_s[0]
@@ -185,7 +200,7 @@ def test_weights_without_expert_kernels_are_turned_into_bf16() -> None:
     assert native.price(product).time_s == device.processor.price(product).time_s
     converted_s = device.processor.price(experts).time_s[0]
     assert experts.flops[0] / converted_s < config.formats["bf16"].peak.value * grouped.dequantise_sustained.value
-    assert native.price(experts).time_s[0] < 0.5 * converted_s
+    assert native.price(experts).time_s[0] < 0.7 * converted_s
 
 
 def test_bf16_is_required() -> None:

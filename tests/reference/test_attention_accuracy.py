@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moesim.hw_models.attention_config import AttentionKernels
 from moesim.hw_models.calibration.attention_cases import FOLDERS, Case, cases, data_file
 from moesim.hw_models.calibration.attention_rows import read_attention, read_latent_attention, read_mixed_attention
 from moesim.hw_models.calibration.measured import Measured
 from moesim.hw_models.device import load_device
-from moesim.hw_models.gpu import GPU, GpuConfig, GpuFit
+from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.workloads.operator_table import OperatorTable
 
 pytestmark = pytest.mark.reference
@@ -25,13 +24,9 @@ MIXED = {"Llama-3.1-8B": 8, "Qwen3-30B-A3B-Instruct-2507": 4}
 
 def as_measured(device: str, framework: str, *, repeated: bool = True) -> GPU:
     """The GPU with a framework's kernels, as a benchmark that repeats them finds it."""
-    processor = load_device(device).processor
+    processor = load_device(device, kernels=framework).processor
     assert isinstance(processor, GPU)
     config = processor.config
-    if framework in config.kernels:
-        section = AttentionKernels.model_validate(config.kernels[framework]["attention"])
-        fits = {name: GpuFit.model_validate(fit) for name, fit in config.kernels[framework]["fits"].items()}
-        config = config.model_copy(update={"attention": section, "fits": config.fits | fits})
     attention = config.attention.model_copy(update={"repeated": repeated})
     return GPU(config.model_copy(update={"attention": attention}))
 

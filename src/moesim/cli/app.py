@@ -262,6 +262,30 @@ def sweep(
     sweep_command(scenario, assignments, output=output, runs=runs, workers=workers, as_json=as_json)
 
 
+@app.command(
+    epilog=_examples(
+        "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm -o h200-fitted.yaml",
+        "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --framework sglang -o fitted.yaml --residual",
+    )
+)
+def calibrate(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Measurements in aiconfigurator's layout, by GPU.")],
+    gpu: Annotated[str, typer.Option(help="Shipped device or YAML file, from which the fit starts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Device to write: .yaml.")],
+    framework: Annotated[str, typer.Option(help="Whose kernels: vllm, sglang or trtllm.")] = "vllm",
+    operators: Annotated[str, typer.Option(help="gemm (single products), moe (expert FFNs), or both.")] = "gemm,moe",
+    rows: Annotated[int, typer.Option(min=100, help="Most measurements that one fit looks at.")] = 2500,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="Also learn residuals; needs the extra `calibrate`.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a GPU's parameters to measured kernels, with the error on shapes left out."""
+    from moesim.cli.calibrate import calibrate_command
+
+    calibrate_command(gpu, data, framework, operators, output, rows=rows, residual=residual, as_json=as_json)
+
+
 @search_app.command(
     "placement",
     epilog=_examples(

@@ -1,0 +1,160 @@
+"""All fits of one GPU to the measurements of one serving framework, and the device's YAML with what they found."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moesim.errors import ConfigError, DataError
+from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
+from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Settings
+from moesim.hw_models.calibration.measured import Measured
+from moesim.hw_models.calibration.plans import Plan, expert_plan, product_plan, with_gates
+from moesim.hw_models.calibration.publish import published, with_scalar
+from moesim.hw_models.calibration.residual_fit import LearnedResidual, learn_residual
+from moesim.hw_models.device import load_device
+from moesim.hw_models.gpu import GPU, GpuConfig
+from moesim.hw_models.residual import FOLDER, save_residual
+from moesim.workloads.operator_table import OperatorTable
+
+OPERATORS = ("gemm", "moe")
+_LAUNCH_BOUND = {("vllm", "fp8_block")}
+"""Single products that were timed launch by launch, without a CUDA graph, so that small ones show the host; another
+framework's rows of the same kernels stand in, if there are any."""
+_FEWEST_ROWS = 1000
+_FEWEST_EXPERT_ROWS = 200
+_UPDATE_ORDER = ("bf16",)
+"""Fitted first: other formats start from what bf16 has."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One fit of a campaign, and the device's YAML after it."""
+
+    plan: Plan
+    result: FitResult
+    text: str
+
+
+def campaign(
+    device: str,
+    data: Path,
+    framework: str,
+    operators: Sequence[str] = OPERATORS,
+    settings: Settings = STANDARD,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Fit every set of kernels of `framework` that was measured on `device`, one after the other.
+
+    Args:
+        device: name of a shipped device, or path of its YAML; its file must have one GPU, called `gpu`.
+        data: folder of aiconfigurator's layout, with a folder per GPU.
+        framework: vllm, sglang or trtllm. The kernels of the device's default framework are its own parameters, those
+            of another go to `kernels.<framework>`.
+        operators: which of `OPERATORS`.
+        settings: of the fits.
+        progress: called with the steps done and to do of the fit in progress.
+
+    Raises:
+        ConfigError: the device is no GPU.
+        DataError: no measurements.
+    """
+    file = _device_file(device)
+    text = file.read_text(encoding="utf-8")
+    processor = load_device(device, kernels=framework).processor
+    if not isinstance(processor, GPU):
+        raise ConfigError(device, "must be a GPU")
+    config, own = processor.config, ("processors", "gpu")
+    default = _default_framework(device)
+    section = own if framework == default else (*own, "kernels", framework)
+    for kind, dtype, measured in measured_sets(gpu_folder(data, file.stem), framework, operators):
+        for plan in plans(config, kind, dtype, measured):
+            result = plan.run(settings, progress)
+            config = plan.fitted(result)
+            text = published(text, plan, result, section)
+            yield Outcome(plan, result, text)
+
+
+def _device_file(device: str) -> Path:
+    from moesim.configs.loader import find
+
+    return Path(find("devices", device).file)
+
+
+def _default_framework(device: str) -> str:
+    processor = load_device(device).processor
+    return processor.config.default_kernels if isinstance(processor, GPU) else ""
+
+
+def measured_sets(
+    folder: Path, framework: str, operators: Sequence[str]
+) -> Iterator[tuple[str, str, Measured[OperatorTable]]]:
+    """Kind, number format and rows of every set of kernels, bf16 first."""
+    readers = {"gemm": read_products, "moe": read_experts}
+    for kind in operators:
+        found = {(item.source.framework, _dtype(item)): item for item in readers[kind](folder)}
+        own = [(dtype, item) for (source, dtype), item in found.items() if source == framework]
+        if not own:
+            raise DataError(str(folder / kind), f"must hold measurements of {framework}", sorted({k[0] for k in found}))
+        fewest = _FEWEST_ROWS if kind == "gemm" else _FEWEST_EXPERT_ROWS
+        for dtype, item in sorted(own, key=lambda pair: (pair[0] not in _UPDATE_ORDER, pair[0])):
+            if kind == "gemm" and (framework, dtype) in _LAUNCH_BOUND:
+                others = [other for (_, name), other in found.items() if name == dtype and other is not item]
+                yield from ((kind, dtype, other) for other in others[:1])
+            elif len(item) >= fewest:
+                yield kind, dtype, item
+
+
+def _dtype(measured: Measured[OperatorTable]) -> str:
+    return measured.source.kernel.split()[-1]
+
+
+def plans(config: GpuConfig, kind: str, dtype: str, measured: Measured[OperatorTable]) -> list[Plan]:
+    """One plan, or two where ungated experts run kernels of their own."""
+    if kind == "gemm":
+        return [product_plan(config, measured, dtype)]
+    gated, ungated = (with_gates(measured, gated=value) for value in (True, False))
+    if not len(ungated) or np.isin(ungated.labels["kernel"], gated.labels["kernel"]).any():
+        return [expert_plan(config, measured, dtype)]
+    return [expert_plan(config, gated, dtype), expert_plan(config, ungated, dtype, gated=False)]
+
+
+def campaign_residuals(
+    outcomes: Sequence[Outcome],
+    file: Path,
+    framework: str,
+    settings: Settings = STANDARD,
+    progress: Callable[[int], None] | None = None,
+) -> list[LearnedResidual]:
+    """Learn the residual of every fit, write those that help beside the device's YAML and name the file in it.
+
+    A residual helps if it lowers the error on shapes that neither physics nor trees saw; the others are dropped.
+
+    Args:
+        outcomes: of a campaign, whose YAML has been written.
+        file: that YAML.
+        framework: of the campaign.
+        settings: of the campaign.
+        progress: called with the fits done.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    processor = load_device(str(file), kernels=framework).processor
+    assert isinstance(processor, GPU)  # the campaign was about one
+    learned = []
+    for outcome in outcomes:
+        learned.append((learn_residual(outcome.plan, outcome.result, processor, settings), outcome.result))
+        if progress is not None:
+            progress(len(learned))
+    better = [item for item, result in learned if item.unseen["all"].mean < result.unseen["all"].mean]
+    default = _default_framework(str(file))
+    name = f"{file.stem}.npz" if framework == default else f"{file.stem}-{framework}.npz"
+    shipped = file.resolve().parent == FOLDER.parent.resolve()
+    target = FOLDER / name if shipped else file.resolve().with_name(name)
+    save_residual(target, {item.name: item.trees for item in better})
+    section = ("processors", "gpu") if framework == default else ("processors", "gpu", "kernels", framework)
+    text = with_scalar(file.read_text(encoding="utf-8"), [*section, "residual"], name if shipped else str(target))
+    file.write_text(text, encoding="utf-8")
+    return better

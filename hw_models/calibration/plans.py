@@ -1,0 +1,179 @@
+"""Which parameters of a GPU a measured set of kernels determines, and within which bounds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moesim.hw_models.calibration.fit import STANDARD, FitResult, Free, Progress, Settings, calibrate, valid_range
+from moesim.hw_models.calibration.measured import Floats, Ints, Measured
+from moesim.hw_models.gpu import GPU, GpuConfig, GpuFit
+from moesim.hw_models.gpu_products import COMPUTE_FORMATS, GroupedKernels
+from moesim.hw_models.parameters import parameters, with_values
+from moesim.workloads.operator_table import OperatorTable
+
+_US = 1e-6
+_PRODUCT_SPACE = {
+    "dram_sustained": Free(0.8, 0.3, 1.0),
+    "kernel_latency": Free(2.5 * _US, 1.5 * _US, 25 * _US),  # below 1.5 us no kernel of a CUDA graph was ever measured
+    "tile_latency": Free(0.7 * _US, 0.01 * _US, 10 * _US),
+    "split_latency": Free(2 * _US, 0.05 * _US, 20 * _US),
+    "step_latency": Free(1e-9, 1e-11, 2e-8),
+    "exposed": Free(0.3, 1e-3, 1.0),
+    "wave_tail": Free(0.3, 1e-3, 1.0),
+}
+_QUANTISE_SPACE = {
+    "quantise_latency": Free(2 * _US, 0.01 * _US, 20 * _US),
+    "quantise_bandwidth": Free(2e12, 1e11, 2e13),
+    "quantise_row": Free(1e-9, 1e-12, 1e-7),
+}
+_EXPERT_SPACE = {
+    "latency": Free(30 * _US, 2 * _US, 300 * _US),
+    "weights_dram_sustained": Free(0.7, 0.03, 1.0),
+    "moved_dram_sustained": Free(0.5, 0.03, 1.0),
+    "tile_latency": Free(1 * _US, 0.05 * _US, 20 * _US),
+    "step_latency": Free(1e-9, 1e-11, 1e-7),
+    "exposed": Free(0.3, 1e-3, 1.0),
+    "wave_tail": Free(0.3, 1e-3, 1.0),
+}
+_SUSTAINED = Free(0.7, 0.02, 1.0)
+_LEAST_ERROR = 0.001
+_L2_RANGE = 8.0
+"""Times less and more than what the device has now."""
+_ELEMENTWISE_FIT = "gemm_bf16"
+"""The fit that also gives copies their bandwidth and latency."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fit to be made.
+
+    Attributes:
+        name: of the fit.
+        measured: to what.
+        config: the device as it is, with room for all parameters of `space`.
+        space: dotted names of parameters of `config`, and their bounds.
+        forms, weights: what the fit covers.
+        valid: least and greatest m, n, k.
+    """
+
+    name: str
+    measured: Measured[OperatorTable]
+    config: GpuConfig
+    space: Mapping[str, Free]
+    forms: tuple[Any, ...]
+    weights: tuple[Any, ...]
+    valid: dict[str, tuple[float, float]]
+
+    def price(self, values: Mapping[str, float], table: OperatorTable) -> Floats:
+        """Times of the rows with these values, as a simulation has them."""
+        return GPU(with_values(self.config, values)).price(table).time_s
+
+    def run(self, settings: Settings = STANDARD, progress: Progress | None = None) -> FitResult:
+        """Fit, and cross-validate."""
+        return calibrate(self.measured, self.price, self.space, settings, progress)
+
+    def fitted(self, result: FitResult) -> GpuConfig:
+        """The device with the fitted values and the fit's own entry."""
+        config: GpuConfig = with_values(self.config, result.values, "fitted", self.name)
+        return config.model_copy(update={"fits": config.fits | {self.name: self.entry(result)}})
+
+    def entry(self, result: FitResult) -> GpuFit:
+        """What the device states about the fit."""
+        return GpuFit(
+            forms=self.forms,
+            weights=self.weights,
+            data=self.measured.source.text,
+            rows=len(self.measured),
+            error=max(_LEAST_ERROR, round(result.unseen["all"].mean, 3)),
+            median=max(_LEAST_ERROR, round(result.unseen["all"].median, 3)),
+            valid=self.valid,
+        )
+
+
+def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str) -> Plan:
+    """The fit of single products with weights of `dtype`."""
+    used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats)
+    fmt = config.formats[used]
+    if used == "bf16":
+        own, names = "", list(_PRODUCT_SPACE)
+        splits = config.splits is not False
+    else:
+        own, names = f"formats.{used}.kernels.", [name for name in _PRODUCT_SPACE if name != "kernel_latency"]
+        splits = fmt.kernels.splits is not False
+    kept = [name for name in names if splits or name != "split_latency"]
+    space = {f"formats.{used}.sustained": _SUSTAINED}
+    space |= {f"{own}{name}": _PRODUCT_SPACE[name] for name in kept}
+    space[f"{own}l2_bandwidth"] = _l2_space(config)
+    held = config if used == "bf16" else fmt.kernels
+    if held.cached_bytes is not None:
+        space[f"{own}cached_bytes"] = Free(2e7, 1e6, 1.5e8)
+    if used != "bf16":
+        space |= {f"formats.{used}.{name}": free for name, free in _QUANTISE_SPACE.items()}
+    name = f"gemm_{used}"
+    return Plan(
+        name,
+        measured,
+        config,
+        _from_present(config, space, name),
+        ("gemm", "elementwise") if name == _ELEMENTWISE_FIT else ("gemm",),
+        _covered(dtype),
+        _valid(measured.table, with_bytes=name == _ELEMENTWISE_FIT),
+    )
+
+
+def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str, *, gated: bool = True) -> Plan:
+    """The fit of expert FFNs with weights of `dtype`; ungated ones where they run other kernels."""
+    section = "weights" if gated else "ungated"
+    if gated and dtype == "bf16":
+        own, sustained = "grouped_gemm.", "grouped_gemm.sustained.bf16"
+    else:
+        config = _with_section(config, section, dtype)
+        own = f"grouped_gemm.{section}.{dtype}."
+        sustained = f"{own}sustained"
+    space = {sustained: _SUSTAINED} | {f"{own}{name}": free for name, free in _EXPERT_SPACE.items()}
+    space[f"{own}l2_bandwidth"] = _l2_space(config)
+    name = f"experts_{dtype}" if gated else f"ungated_experts_{dtype}"
+    valid = _valid(measured.table)
+    return Plan(name, measured, config, _from_present(config, space, name), ("grouped_gemm",), _covered(dtype), valid)
+
+
+def with_gates(measured: Measured[OperatorTable], *, gated: bool) -> Measured[OperatorTable]:
+    """The rows whose experts are, or are not, gated."""
+    return measured.take(np.flatnonzero((measured.table.up_matrices > 1) == gated))
+
+
+def _l2_space(config: GpuConfig) -> Free:
+    present = config.l2_bandwidth.value
+    return Free(present, present / _L2_RANGE, present * _L2_RANGE)
+
+
+def _covered(dtype: str) -> tuple[str, ...]:
+    return {"bf16": ("bf16", "fp16")}.get(dtype, (dtype,))
+
+
+def _valid(table: OperatorTable, *, with_bytes: bool = False) -> dict[str, tuple[float, float]]:
+    columns: dict[str, Ints | Floats] = {"m": np.maximum(table.m, 1), "n": table.n, "k": table.k}
+    if with_bytes:
+        columns["bytes"] = table.weight_bytes_read + table.read_bytes + table.write_bytes
+    return {name: valid_range(column) for name, column in columns.items()}
+
+
+def _with_section(config: GpuConfig, section: str, dtype: str) -> GpuConfig:
+    """`config` with a section for experts of `dtype`, if it has none."""
+    grouped = config.grouped_gemm
+    held = getattr(grouped, section)
+    if dtype in held:
+        return config
+    grouped = grouped.model_copy(update={section: held | {dtype: GroupedKernels()}})
+    return config.model_copy(update={"grouped_gemm": grouped})
+
+
+def _from_present(config: GpuConfig, space: Mapping[str, Free], fit: str) -> dict[str, Free]:
+    """`space`, starting at the device's values where an earlier calibration of the same name set them."""
+    known = {name: float(item.value) for name, item in parameters(config) if item.fit == fit}
+    return {
+        name: replace(free, start=min(max(known.get(name, free.start), free.low), free.high))
+        for name, free in space.items()
+    }

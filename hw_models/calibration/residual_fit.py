@@ -1,0 +1,135 @@
+"""Learning residuals beside fitted physics, judged on groups of shapes that neither step saw."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moesim.errors import ConfigError
+from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
+from moesim.hw_models.calibration.fit import STANDARD, FitResult, Settings
+from moesim.hw_models.calibration.measured import Floats, Measured
+from moesim.hw_models.calibration.plans import Plan
+from moesim.hw_models.calibration.splits import folds
+from moesim.hw_models.gpu import GPU
+from moesim.hw_models.parameters import with_values
+from moesim.hw_models.residual import Trees
+from moesim.workloads.operator_table import OperatorTable
+
+_TREES, _LEAVES, _RATE = 60, 31, 0.2
+_LEAST_SHARE = 0.004
+"""Of the rows in a leaf, at least."""
+_RANGE_PERCENTILE = 0.5
+"""Factors beyond this percentile of those seen, at either end, are cut off."""
+
+
+@dataclass(frozen=True)
+class LearnedResidual:
+    """A residual of the parameters that a device states.
+
+    Attributes:
+        name: of the model in a file of residuals.
+        trees: the model, learned on all groups.
+        unseen: errors with it, by bucket of time; each row predicted by physics and trees that did not see its group.
+        unseen_s: float64[row], those predictions.
+    """
+
+    name: str
+    trees: Trees
+    unseen: dict[str, ErrorSummary]
+    unseen_s: Floats
+
+
+def learn_residual(plan: Plan, result: FitResult, processor: GPU, settings: Settings = STANDARD) -> LearnedResidual:
+    """Learn the residual of one fit.
+
+    Args:
+        plan: the fit.
+        result: of the fit, whose folds are used again.
+        processor: the device as its YAML states it, with all fits; its own residual is left aside.
+        settings: of the fit; only its folds and seed matter.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    measured, unseen_s = plan.measured, np.empty(len(plan.measured))
+    splits = folds(measured.group, len(result.fold_values), settings.seed)
+    for (kept, left_out), values in zip(splits, result.fold_values, strict=True):
+        physics = GPU(with_values(plan.config, values).model_copy(update={"residual": None}))
+        features, physics_s = _inputs(physics, measured)
+        learner = _learn(features[kept], measured.time_s[kept] / physics_s[kept])
+        unseen_s[left_out] = physics_s[left_out] * np.exp(learner.predict(features[left_out]))
+    unseen = error_buckets(unseen_s, measured.time_s)
+    stated = GPU(processor.config.model_copy(update={"residual": None}))
+    features, physics_s = _inputs(stated, measured)
+    learner = _learn(features, measured.time_s / physics_s)
+    plane = plan.name.split("_")[0] if plan.name.startswith("gemm") else plan.name.rsplit("experts", 1)[0] + "experts"
+    dtype = plan.weights[0]
+    low, high = np.percentile(learner.predict(features), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
+    trees = _trees(learner, (float(low), float(high)), stated.fingerprint(plane, dtype), unseen["all"].mean)
+    return LearnedResidual(f"{plane}.{dtype}", trees, unseen, unseen_s)
+
+
+def _inputs(processor: GPU, measured: Measured[OperatorTable]) -> tuple[Floats, Floats]:
+    return processor.residual_features(measured.table), processor.price(measured.table).time_s
+
+
+def _learn(features: Floats, ratio: Floats) -> Any:
+    try:
+        from sklearn.ensemble import HistGradientBoostingRegressor
+    except ImportError:
+        raise ConfigError("--residual", "needs scikit-learn: pip install 'moesim[calibrate]'") from None
+    learner = HistGradientBoostingRegressor(
+        max_iter=_TREES,
+        max_leaf_nodes=_LEAVES,
+        learning_rate=_RATE,
+        min_samples_leaf=max(20, int(_LEAST_SHARE * len(ratio))),
+        l2_regularization=1.0,
+        early_stopping=False,
+        random_state=0,
+    )
+    return learner.fit(features, np.log(ratio))
+
+
+def _trees(learner: Any, limits: tuple[float, float], fingerprint: str, error: float) -> Trees:
+    """The learner as plain arrays; children of a node stand side by side."""
+    feature: list[int] = []
+    value: list[float] = []
+    left: list[int] = []
+    roots = []
+    base = float(np.ravel(learner._baseline_prediction)[0])  # noqa: SLF001, the only way to the trees
+    for (predictor,) in learner._predictors:  # noqa: SLF001
+        roots.append(len(feature))
+        _lay_out(predictor.nodes, base, feature, value, left)
+        base = 0.0
+    return Trees(
+        np.array(feature, np.int8),
+        np.array(value, np.float32),
+        np.array(left, np.int32),
+        np.array(roots, np.int32),
+        *limits,
+        fingerprint,
+        error,
+    )
+
+
+def _lay_out(nodes: Mapping[str, Any], base: float, feature: list[int], value: list[float], left: list[int]) -> None:
+    """Append one tree, breadth first."""
+    place = len(feature)
+    queue = [0]
+    while queue:
+        following: list[int] = []
+        places = place + len(queue)
+        for index in queue:
+            node: Any = nodes[index]  # type: ignore[index]
+            if node["is_leaf"]:
+                feature.append(-1)
+                value.append(float(node["value"]) + base)
+                left.append(0)
+            else:
+                feature.append(int(node["feature_idx"]))
+                value.append(float(node["num_threshold"]))
+                left.append(places + len(following))
+                following += [int(node["left"]), int(node["right"])]
+        place, queue = places, following

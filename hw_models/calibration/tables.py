@@ -1,0 +1,100 @@
+"""Operator tables of measured kernels: one form of work per table, with exact FLOPs and bytes."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moesim.hw_models.calibration.measured import Floats
+from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GEMM, GROUPED_GEMM, OperatorTable
+
+_ACTIVATION_BYTES = 2.0
+_PARTS = {"operators", "grouped_rows", "expert_tokens"}
+_TYPES: dict[str, Any] = {
+    "layer": np.int32,
+    "repeats": np.int32,
+    "shards": np.int32,
+    "rank": np.int32,
+    "replicated": np.bool_,
+    "m": np.int64,
+    "n": np.int64,
+    "k": np.int64,
+    "groups": np.int64,
+    "decode_m": np.int64,
+} | dict.fromkeys(("operator", "form", "weight_dtype", "up_matrices"), np.int8)
+
+
+def operator_table(
+    rows: int, form: int, dtype: str, expert_tokens: NDArray[np.int64] | None = None, **columns: ArrayLike
+) -> OperatorTable:
+    """`rows` rows of one form with weights of `dtype`; columns not given are 0, and 1 where 0 makes no sense."""
+    given: dict[str, ArrayLike] = {"form": form, "repeats": 1, "shards": 1, "groups": 1}
+    given |= {"weight_dtype": DTYPE_CODES[dtype]} | columns
+    kept: dict[str, Any] = {
+        column.name: np.broadcast_to(np.asarray(given.get(column.name, 0), _TYPES.get(column.name, np.float64)), rows)
+        for column in fields(OperatorTable)
+        if column.name not in _PARTS
+    }
+    grouped = np.arange(rows if form == GROUPED_GEMM else 0)
+    tokens = np.zeros((0, 0), np.int64) if expert_tokens is None else expert_tokens
+    kept = {name: np.ascontiguousarray(column) for name, column in kept.items()}
+    return OperatorTable(operators=("measured",), grouped_rows=grouped, expert_tokens=tokens, **kept)
+
+
+def product_table(m: ArrayLike, n: ArrayLike, k: ArrayLike, dtype: str) -> OperatorTable:
+    """Products [m, k] x [k, n] with 16-bit activations and weights of `dtype`."""
+    tokens, outputs, inputs = (np.asarray(x, np.float64) for x in (m, n, k))
+    nbytes = DTYPES[dtype].bytes * outputs * inputs
+    return operator_table(
+        len(tokens),
+        GEMM,
+        dtype,
+        m=tokens,
+        n=outputs,
+        k=inputs,
+        flops=2.0 * tokens * outputs * inputs,
+        weight_bytes_resident=nbytes,
+        weight_bytes_read=nbytes,
+        read_bytes=_ACTIVATION_BYTES * tokens * inputs,
+        write_bytes=_ACTIVATION_BYTES * tokens * outputs,
+    )
+
+
+def expert_table(
+    expert_tokens: NDArray[np.int64],
+    n: ArrayLike,
+    k: ArrayLike,
+    dtype: str,
+    up_matrices: ArrayLike = 2,
+    foreign_pairs: ArrayLike = 0.0,
+) -> OperatorTable:
+    """Expert FFNs of one rank.
+
+    Args:
+        expert_tokens: int64[row, expert], tokens of each expert that the rank holds.
+        n: intermediate size of the rank's shard, by row.
+        k: hidden size, by row.
+        dtype: of the weights.
+        up_matrices: 2 where experts are gated, else 1, by row.
+        foreign_pairs: pairs of a token and an expert of another rank whose activations the kernel moves all the same.
+    """
+    total, touched = expert_tokens.sum(axis=1), np.count_nonzero(expert_tokens, axis=1)
+    inner, hidden, up = (np.asarray(x, np.float64) for x in (n, k, up_matrices))
+    moved: Floats = _ACTIVATION_BYTES * (total + np.asarray(foreign_pairs)) * (hidden + (up + 1.0) * inner)
+    nbytes = DTYPES[dtype].bytes * (up + 1.0) * touched * inner * hidden
+    return operator_table(
+        len(expert_tokens),
+        GROUPED_GEMM,
+        dtype,
+        expert_tokens,
+        m=total,
+        n=inner,
+        k=hidden,
+        up_matrices=up,
+        flops=2.0 * (up + 1.0) * total * inner * hidden,
+        weight_bytes_resident=nbytes,
+        weight_bytes_read=nbytes,
+        read_bytes=moved,
+        write_bytes=moved,
+    )

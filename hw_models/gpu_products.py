@@ -1,0 +1,297 @@
+"""Parameters of a GPU's matrix products, single and grouped by expert, and the rows that price them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from moesim.configs.loader import Config
+from moesim.hw_models.parameters import Count, Fraction, Parameter
+from moesim.units import Bytes, BytesPerS, FlopsPerS, JoulesPerFlop, Seconds
+from moesim.workloads.matrices import DTypeName
+from moesim.workloads.operator_table import DTYPES
+
+if TYPE_CHECKING:
+    from moesim.hw_models.gpu import GpuConfig
+
+Format = Literal["tf32", "bf16", "fp8", "fp8_block", "int8", "fp4"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+COMPUTE_FORMATS: dict[str, tuple[Format, ...]] = {
+    "fp32": ("tf32", "bf16"),
+    "bf16": ("bf16",),
+    "fp16": ("bf16",),
+    "fp8": ("fp8", "bf16"),
+    "fp8_block": ("fp8_block", "fp8", "bf16"),
+    "int8": ("int8", "bf16"),
+    "mxfp4": ("fp4", "bf16"),
+    "nvfp4": ("fp4", "bf16"),
+}
+"""Tensor-core formats in which weights of a format are multiplied, best first. Where only bf16 is left, other weights
+are turned into it on the way (as Marlin kernels do). `fp8_block` is fp8 with a scale per block: other kernels."""
+
+_OPERAND_BYTES: dict[Format, float] = {"tf32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "fp4": 0.5}
+_ANY_TOKENS = 2**62
+_MAX_SPLIT = 16
+
+
+class Tile(Config):
+    """An output tile that a kernel uses."""
+
+    tokens: Count | None = Field(
+        default=None, description="Most tokens of a product that uses it; any number if empty."
+    )
+    rows: Literal[8, 16, 32, 64, 128, 256] = Field(description="Tokens of the tile.")
+    columns: Count = Field(description="Outputs of the tile.")
+    together: Count = Field(default=1, description="Tiles along the tokens that run as one cluster, filled or not.")
+
+
+_BEST_ROWS: tuple[Literal[16, 32, 64, 128, 256], ...] = (16, 32, 64, 64, 64, 128, 128, 128, 256, 256)
+_BEST_COLUMNS = (64, 64, 64, 128, 256, 64, 128, 256, 64, 128)
+BEST_TILES = tuple(Tile(rows=rows, columns=columns) for rows, columns in zip(_BEST_ROWS, _BEST_COLUMNS, strict=True))
+"""Tiles of libraries that choose by shape: those of cuBLAS and CUTLASS on tensor cores, from 16 rows (operands swapped,
+for few tokens) to 256."""
+
+
+class ProductKernels(Config):
+    """How the kernels of one number format behave; what is left out is as in bf16."""
+
+    dram_sustained: Parameter[Fraction] | None = Field(
+        default=None, description="Share of the DRAM bandwidth that large transfers reach."
+    )
+    l2_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None, description="L2 to multiprocessors, all together, B/s."
+    )
+    kernel_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Launch of one kernel inside a CUDA graph, s."
+    )
+    tile_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Start and end of a tile on a multiprocessor, s."
+    )
+    split_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Extra time of a product that is split along k, s."
+    )
+    step_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Least time of a tile's main loop per element of k, s; 0 if empty."
+    )
+    exposed: Parameter[Share] | None = Field(
+        default=None, description="Share of the shorter of computing and moving that the longer does not hide."
+    )
+    wave_tail: Parameter[Share] | None = Field(
+        default=None,
+        description="Share of the last wave's idle multiprocessors that find work (stream-k): 0 in whole waves.",
+    )
+    cached_bytes: Parameter[Bytes] | None = Field(
+        default=None, description="Activations that the L2 cache holds from one kernel to the next, bytes; 0 if empty."
+    )
+    tiles: tuple[Tile, ...] = Field(
+        default=(), description="Tiles by growing `tokens`; by default the best of all for a shape."
+    )
+    splits: bool | None = Field(default=None, description="Whether kernels split products along k; by default they do.")
+
+    @field_validator("tiles")
+    @classmethod
+    def _tiles_cover_all_tokens(cls, tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
+        limits = [_limit(tile) for tile in tiles]
+        if limits and (limits != sorted(limits) or limits[-1] != _ANY_TOKENS):
+            raise ValueError("tiles must stand in order of growing `tokens`, and the last must have none")
+        return tiles
+
+
+class TensorFormat(Config):
+    """Matrix products in one number format."""
+
+    peak: Parameter[FlopsPerS] = Field(description="Dense tensor-core rate, FLOP/s (2 per multiply-add).")
+    sustained: Parameter[Fraction] = Field(description="Share of the peak that large products reach.")
+    energy: Parameter[JoulesPerFlop] = Field(description="Dynamic energy per FLOP, J.")
+    quantise_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Extra time of the kernel that turns 16-bit inputs into this format, s."
+    )
+    quantise_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None, description="Rate at which it reads and writes, B/s."
+    )
+    quantise_row: Parameter[Seconds] | None = Field(default=None, description="Its time per token, s.")
+    kernels: ProductKernels = Field(default=ProductKernels(), description="What differs from products in bf16.")
+
+
+class GroupedKernels(Config):
+    """Expert FFNs with weights of one format; what is left out is as in `GroupedGemm`."""
+
+    format: Format | None = Field(default=None, description="Format in which these weights are multiplied.")
+    latency: Parameter[Seconds] | None = Field(default=None, description="Launches, sorting and activation, s.")
+    sustained: Parameter[Fraction] | None = Field(default=None, description="Share of the format's peak.")
+    weights_dram_sustained: Parameter[Fraction] | None = Field(
+        default=None, description="Share of the DRAM bandwidth for weights."
+    )
+    moved_dram_sustained: Parameter[Fraction] | None = Field(
+        default=None, description="Share of the DRAM bandwidth for activations."
+    )
+    l2_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None, description="L2 to multiprocessors, all together, B/s."
+    )
+    tile_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Start and end of a tile on a multiprocessor, s."
+    )
+    step_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Least time of a tile's main loop per element of k, s."
+    )
+    exposed: Parameter[Share] | None = Field(
+        default=None, description="Share of the shorter of computing and weights that the longer does not hide."
+    )
+    wave_tail: Parameter[Share] | None = Field(
+        default=None, description="Share of the last wave's idle multiprocessors that find work."
+    )
+    tiles: tuple[Tile, ...] = Field(default=(), description="Tiles, whatever the tokens; by default the best of all.")
+
+
+class GroupedGemm(Config):
+    """Expert FFNs: grouped products, with the sorting and gathering of tokens around them."""
+
+    latency: Parameter[Seconds] = Field(description="Launches, sorting and activation of one expert FFN, s.")
+    sustained: dict[Format, Parameter[Fraction]] = Field(description="Share of each format's peak.")
+    weight_only: tuple[Format, ...] = Field(
+        default=(), description="Formats without expert kernels of their own: weights are turned into bf16 on the way."
+    )
+    dequantise_sustained: Parameter[Fraction] = Field(
+        description="Share of the bf16 peak with weights turned into bf16 on the way."
+    )
+    weights_dram_sustained: Parameter[Fraction] = Field(description="Share of the DRAM bandwidth for weights.")
+    moved_dram_sustained: Parameter[Fraction] = Field(description="Share of the DRAM bandwidth for activations.")
+    tile_latency: Parameter[Seconds] = Field(description="Start and end of a tile on a multiprocessor, s.")
+    l2_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None, description="L2 to multiprocessors, all together, B/s; by default that of single products."
+    )
+    step_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Least time of a tile's main loop per element of k, s; 0 if empty."
+    )
+    exposed: Parameter[Share] | None = Field(
+        default=None, description="Share of the shorter of computing and weights that the longer does not hide."
+    )
+    wave_tail: Parameter[Share] | None = Field(
+        default=None, description="Share of the last wave's idle multiprocessors that find work."
+    )
+    weights: dict[DTypeName, GroupedKernels] = Field(
+        default_factory=dict, description="Kernels by format of the weights, where they differ from the above."
+    )
+    ungated: dict[DTypeName, GroupedKernels] = Field(
+        default_factory=dict, description="Kernels of experts with one up projection, where these have others."
+    )
+
+
+def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """What `gpu_kernel` prices products by.
+
+    Returns:
+        float64[3, weight dtype, FORMAT_COLUMNS], of single products, of gated and of ungated expert FFNs;
+        int64[tile, TILE_COLUMNS].
+    """
+    tiles: list[tuple[int, ...]] = _tile_rows(BEST_TILES)
+    menus: dict[tuple[Tile, ...], tuple[int, int]] = {(): (0, len(tiles))}
+
+    def menu(given: Sequence[Tile]) -> tuple[int, int]:
+        key = tuple(given)
+        if key not in menus:
+            rows = _tile_rows(key)
+            menus[key] = (len(tiles), len(tiles) + len(rows))
+            tiles.extend(rows)
+        return menus[key]
+
+    rows = [
+        [[by[column] for column in range(kernel.FORMAT_COLUMNS)] for by in table]
+        for table in (
+            [_product_row(config, dtype, kernel, menu) for dtype in DTYPES],
+            [_expert_row(config, dtype, kernel, menu, gated=True) for dtype in DTYPES],
+            [_expert_row(config, dtype, kernel, menu, gated=False) for dtype in DTYPES],
+        )
+    ]
+    return np.array(rows, np.float64), np.array(tiles, np.int64)
+
+
+def _limit(tile: Tile) -> int:
+    return _ANY_TOKENS if tile.tokens is None else tile.tokens
+
+
+def _tile_rows(tiles: Sequence[Tile]) -> list[tuple[int, ...]]:
+    return [(_limit(tile), tile.rows, tile.columns, tile.together) for tile in tiles]
+
+
+def _number(parameter: Parameter[Any] | None, default: float = 0.0) -> float:
+    return default if parameter is None else float(parameter.value)
+
+
+def _product_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any) -> dict[int, float]:
+    used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats)
+    fmt = config.formats[used]
+    own = fmt.kernels
+
+    def value(name: str) -> float:
+        return _number(getattr(own, name), _number(getattr(config, name)))
+
+    per_byte = 1 / (config.dram_bandwidth.value * value("dram_sustained"))
+    splits = config.splits if own.splits is None else own.splits
+    first, end = menu(own.tiles or config.tiles)
+    quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
+    return {
+        kernel.S_PER_FLOP: 1 / (fmt.peak.value * fmt.sustained.value),
+        kernel.S_PER_PEAK_FLOP: 1 / fmt.peak.value,
+        kernel.ACTIVATION_BYTES: _OPERAND_BYTES[used],
+        kernel.WEIGHT_BYTES: DTYPES[dtype].bytes,
+        kernel.J_PER_FLOP: fmt.energy.value,
+        kernel.LATENCY_S: value("kernel_latency") + _number(fmt.quantise_latency),
+        kernel.S_PER_WEIGHT_BYTE: per_byte,
+        kernel.S_PER_MOVED_BYTE: per_byte,
+        kernel.S_PER_L2_BYTE: 1 / value("l2_bandwidth"),
+        kernel.TILE_LATENCY_S: value("tile_latency"),
+        kernel.STEP_LATENCY_S: value("step_latency"),
+        kernel.SPLIT_LATENCY_S: value("split_latency"),
+        kernel.EXPOSED: value("exposed"),
+        kernel.WAVE_TAIL: value("wave_tail"),
+        kernel.CACHED_BYTES: value("cached_bytes"),
+        kernel.S_PER_QUANTISED_ELEMENT: quantised / fmt.quantise_bandwidth.value if fmt.quantise_bandwidth else 0.0,
+        kernel.S_PER_QUANTISED_ROW: _number(fmt.quantise_row),
+        kernel.MAX_SPLIT: 1 if splits is False else _MAX_SPLIT,
+        kernel.FIRST_TILE: first,
+        kernel.END_TILE: end,
+    }
+
+
+def _own_kernels(grouped: GroupedGemm, dtype: str, *, gated: bool) -> GroupedKernels:
+    """What is particular to weights of `dtype`."""
+    known = grouped.weights if gated else grouped.weights | grouped.ungated
+    return next((own for name, own in known.items() if name == dtype), GroupedKernels())
+
+
+def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, *, gated: bool) -> dict[int, float]:
+    grouped, own = config.grouped_gemm, _own_kernels(config.grouped_gemm, dtype, gated=gated)
+    formats = (own.format,) if own.format else COMPUTE_FORMATS[dtype]
+    without = () if own.format else grouped.weight_only
+    used = next(name for name in formats if name in config.formats and name not in without)
+    fmt = config.formats[used]
+    native = used != "bf16" or dtype in {"bf16", "fp16"}
+    sustained = grouped.sustained.get(used, fmt.sustained) if native else grouped.dequantise_sustained
+    dram = config.dram_bandwidth.value
+    first, end = menu(own.tiles)
+    return {
+        kernel.S_PER_FLOP: 1 / (fmt.peak.value * (own.sustained or sustained).value),
+        kernel.S_PER_PEAK_FLOP: 1 / fmt.peak.value,
+        kernel.ACTIVATION_BYTES: _OPERAND_BYTES[used],
+        kernel.WEIGHT_BYTES: DTYPES[dtype].bytes,
+        kernel.J_PER_FLOP: fmt.energy.value,
+        kernel.LATENCY_S: (own.latency or grouped.latency).value,
+        kernel.S_PER_WEIGHT_BYTE: 1 / (dram * (own.weights_dram_sustained or grouped.weights_dram_sustained).value),
+        kernel.S_PER_MOVED_BYTE: 1 / (dram * (own.moved_dram_sustained or grouped.moved_dram_sustained).value),
+        kernel.S_PER_L2_BYTE: 1 / (own.l2_bandwidth or grouped.l2_bandwidth or config.l2_bandwidth).value,
+        kernel.TILE_LATENCY_S: (own.tile_latency or grouped.tile_latency).value,
+        kernel.STEP_LATENCY_S: _number(own.step_latency or grouped.step_latency),
+        kernel.SPLIT_LATENCY_S: 0.0,
+        kernel.EXPOSED: _number(own.exposed or grouped.exposed),
+        kernel.WAVE_TAIL: _number(own.wave_tail or grouped.wave_tail),
+        kernel.CACHED_BYTES: 0.0,
+        kernel.S_PER_QUANTISED_ELEMENT: 0.0,
+        kernel.S_PER_QUANTISED_ROW: 0.0,
+        kernel.MAX_SPLIT: 1,
+        kernel.FIRST_TILE: first,
+        kernel.END_TILE: end,
+    }

@@ -1,0 +1,105 @@
+"""Learned corrections of fitted prices: small boosted trees in plain arrays, an optional second step after physics.
+
+A model belongs to one form of work and one weight format, and to the very parameters it was trained beside: with any
+other value of these, as hypothetical devices have them, it does not apply, and physics is all there is. Models never
+apply outside the calibrated range, and never by more than they saw.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import DataError
+
+FOLDER = Path(__file__).parent.parent / "configs" / "devices" / "residuals"
+_ARRAYS = {"feature": np.int8, "value": np.float32, "left": np.int32, "roots": np.int32}
+
+
+@dataclass(frozen=True)
+class Trees:
+    """One model: the logarithm of the factor is the sum of the leaves that a row falls into.
+
+    Attributes:
+        feature: int8[node], index of a feature; -1 at leaves.
+        value: float32[node], rows at or below it go left; at leaves, what is added.
+        left: int32[node], the left child; the right one is the next node.
+        roots: int32[tree].
+        low, high: least and greatest logarithm of the factor.
+        fingerprint: of the parameters that it was trained beside (see `fingerprint`).
+        error: mean of |predicted / measured - 1| with it, on groups of shapes that neither step saw.
+    """
+
+    feature: NDArray[np.int8]
+    value: NDArray[np.float32]
+    left: NDArray[np.int32]
+    roots: NDArray[np.int32]
+    low: float
+    high: float
+    fingerprint: str
+    error: float
+
+
+def fingerprint(parameters: NDArray[np.float64]) -> str:
+    """Short name of some values; the same to five digits means the same."""
+    text = ",".join(f"{value:.5g}" for value in parameters)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_residual(path: Path, models: Mapping[str, Trees]) -> None:
+    """Write models by name, such as `gemm.bf16`, atomically."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, model in models.items():
+        arrays |= {f"{name}.{key}": getattr(model, key) for key in _ARRAYS}
+        arrays[f"{name}.range"] = np.array([model.low, model.high, model.error])
+        arrays[f"{name}.fingerprint"] = np.array(model.fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part.npz")
+    np.savez_compressed(part, allow_pickle=False, **arrays)
+    part.replace(path)
+
+
+def load_residual(path: Path) -> dict[str, Trees]:
+    """Models by name.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError) as error:
+        raise DataError(str(path), f"must be a file of residuals ({error})") from None
+    names = dict.fromkeys(key.rsplit(".", 1)[0] for key in arrays)
+    try:
+        return {name: _model(arrays, name) for name in names}
+    except KeyError as error:
+        raise DataError(str(path), f"must be a file of residuals (it lacks {error.args[0]})") from None
+
+
+def _model(arrays: Mapping[str, NDArray[Any]], name: str) -> Trees:
+    held = {key: arrays[f"{name}.{key}"].astype(kind) for key, kind in _ARRAYS.items()}
+    low, high, error = (float(value) for value in arrays[f"{name}.range"])
+    return Trees(**held, low=low, high=high, fingerprint=str(arrays[f"{name}.fingerprint"]), error=error)
+
+
+def joined(models: Sequence[tuple[int, int, Trees]], planes: int, dtypes: int) -> tuple[NDArray[Any], ...]:
+    """Arrays for the kernel: feature, value, left, roots, and float64[plane, dtype, 4].
+
+    The last holds first and end tree, and the range of the logarithm of the factor; no trees where there is no model.
+    """
+    table = np.zeros((planes, dtypes, 4))
+    parts: dict[str, list[NDArray[Any]]] = {key: [np.zeros(0, kind)] for key, kind in _ARRAYS.items()}
+    nodes = trees = 0
+    for plane, dtype, model in models:
+        table[plane, dtype] = trees, trees + len(model.roots), model.low, model.high
+        parts["feature"].append(model.feature)
+        parts["value"].append(model.value)
+        parts["left"].append((model.left + nodes).astype(np.int32))
+        parts["roots"].append((model.roots + nodes).astype(np.int32))
+        nodes, trees = nodes + len(model.feature), trees + len(model.roots)
+    return (*(np.concatenate(parts[key]) for key in _ARRAYS), table)
