@@ -16,18 +16,18 @@ from moesim.workloads.capture.settings import CaptureSettings
 
 SETTINGS = CaptureSettings(prompt_tokens=16, decode_tokens=4, batch=1, chunk_tokens=8, tokenizer="bytes")
 REQUESTS, TOKENS = 6, 6 * 20
-KILLED = """
+CAPTURE = """
 import sys, time
 from pathlib import Path
 from moesim.workloads.capture.run import capture
 from moesim.workloads.capture.settings import CaptureSettings
-model, text, out = sys.argv[1:]
+model, text, out, stops = sys.argv[1:]
 settings = CaptureSettings(prompt_tokens=16, decode_tokens=4, batch=1, chunk_tokens=8, tokenizer="bytes")
 def wait(done, total):
-    if done > 50:
+    if done > 50 and stops == "stops":
         print("waiting", flush=True)
         time.sleep(60)
-capture(model, [Path(text)], Path(out), settings, progress=wait)
+print(capture(model, [Path(text)], Path(out), settings, progress=wait).captured_tokens)
 """
 
 
@@ -85,18 +85,21 @@ def test_goes_on_where_it_was_stopped(model, text, tmp_path, batches_run):
     assert same(attention, tmp_path / "a.parquet")
 
 
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    """A capture in a process of its own: tests before may have set PyTorch's threads here, and sums depend on them."""
+    command = [sys.executable, "-c", CAPTURE, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def test_goes_on_after_a_kill(model, text, tmp_path):
-    out = tmp_path / "trace.parquet"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, model, str(text), str(out)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    process.kill()
-    process.communicate()
-    assert capture(model, [text], out, SETTINGS).captured_tokens == 4 * 20
-    undisturbed = tmp_path / "undisturbed.parquet"
-    capture(model, [text], undisturbed, SETTINGS)
+    out, undisturbed = tmp_path / "trace.parquet", tmp_path / "undisturbed.parquet"
+    killed = start(model, text, out, "stops")
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "waiting\n"
+    killed.kill()
+    killed.communicate()
+    assert start(model, text, out, "goes on").communicate()[0] == f"{4 * 20}\n"
+    assert start(model, text, undisturbed, "goes on").communicate()[0] == f"{TOKENS}\n"
     assert same(out, undisturbed)
 
 
