@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.simulator.communication import Communication
 from moesim.simulator.pool import Pool
 from moesim.simulator.step_simulator import Routed, StepOutcome, StepSimulator
 from moesim.workloads.models import Model
@@ -92,4 +93,5 @@ def _stage(pool: Pool, first_replica_device: int, stage: int, model: Model, engi
         layers,
         first_replica_device + stage * pool.parallelism.stage_devices,
         pool.first_device,
+        Communication(pool.scheduler.all_reduce, pool.scheduler.expert_exchange),
     )

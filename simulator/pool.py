@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config
-from moesim.hw_models.interconnect import ALL_TO_ALL, CollectiveTable
+from moesim.hw_models.collective_table import ALL_TO_ALL, CollectiveTable
 from moesim.hw_models.system import System
 from moesim.simulator.memory import KvCache, MemoryPlan
 from moesim.simulator.parallelism import Parallelism
@@ -80,8 +80,6 @@ class KvTransfer:
 def _send(pool: Pool, nbytes: float) -> tuple[float, float]:
     """Seconds and joules in which the devices of one rank of `pool` send `nbytes` to other nodes, each its part."""
     devices = pool.parallelism.tp * pool.parallelism.pp
-    part, none = np.array([nbytes / devices]), np.zeros(1)
-    two = np.array([2], dtype=np.int32)
-    table = CollectiveTable(np.array([ALL_TO_ALL], dtype=np.int8), two, two, none, none, none, part, none)
+    table = CollectiveTable.of(ALL_TO_ALL, 2, 2, sent_internode_bytes=nbytes / devices)
     cost = pool.system.interconnect.price(table)
     return float(cost.time_s[0]), float(cost.energy_j[0]) * devices

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt
 from moesim.configs.loader import Config, Document, Finder, Reference, find, override, validate
 from moesim.errors import ConfigError, NotedErrors
 from moesim.hw_models.system import System, system_document
+from moesim.simulator.communication import Communication
 from moesim.simulator.load_balancing import PolicyName
 from moesim.simulator.parallelism import Parallelism
 from moesim.simulator.placement import CONTIGUOUS
@@ -152,6 +153,7 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
     pools = build_pools(plans, model, systems, requests)
     router = _router(model, routing, routing_rng, requests)
     _check_requests(scenario, document, requests, pools)
+    _check_exchange(document, pools)
     return Setup(
         scenario=scenario,
         model=model,
@@ -245,3 +247,13 @@ def _check_requests(scenario: Scenario, document: Document, requests: Requests, 
     if scenario.load_balancing == "cache_aware" and not caching:
         rule = "cache_aware needs scheduler.prefix_caching"
         raise ConfigError(document.place(("load_balancing",)), rule, scenario.load_balancing)
+
+
+def _check_exchange(document: Document, pools: Sequence[Pool]) -> None:
+    """Check that the links have the kernels that the engines call for their experts."""
+    for pool in pools:
+        settings, links = pool.scheduler, pool.system.interconnect
+        for kind in sorted(Communication(settings.all_reduce, settings.expert_exchange).primitives()):
+            if not links.offers(kind):
+                rule = f"the links of {pool.system.name} have no parameters of {kind}"
+                raise ConfigError(document.place(("scheduler", "expert_exchange")), rule, settings.expert_exchange)

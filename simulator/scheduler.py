@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config
+from moesim.simulator.communication import AllReduce, ExpertExchange
 from moesim.simulator.memory import KvCache
 from moesim.simulator.prefix_cache import PrefixCache, block_bytes
 from moesim.units import Seconds
@@ -50,6 +51,15 @@ class SchedulerSettings(Config):
         False,
         description="prompts that start alike share KV blocks; needs requests with `hash_ids` (Mooncake traces); "
         "pools that only decode keep none",
+    )
+    all_reduce: AllReduce = Field(
+        "nccl", description="nccl; or custom: the engine's own kernels for what they can do in a node, else NCCL"
+    )
+    expert_exchange: ExpertExchange = Field(
+        "all_to_all",
+        description="how tokens reach their experts when dp > 1: all_to_all (NCCL, each to the devices that need it); "
+        "all_gather_reduce_scatter (all to all, vLLM's default); all_reduce (the same by sums, vLLM's former naive); "
+        "deepep_normal, deepep_low_latency; or deepep, low-latency in steps without prompts, else normal (SGLang)",
     )
     source: str = Field("", description="where the settings come from")
 

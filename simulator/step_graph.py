@@ -10,7 +10,7 @@ them: the share of a processor that takes no part lasts no time.
     ffn_norm  router  top_k  shared experts  experts  [all_reduce over tp]        dp = 1: tokens are everywhere already
 
 The host's work stands before the first pipeline stage only: it prepares a step once. Every stage but the last ends with
-sending the hidden states.
+sending the hidden states. What dispatch and combine are is the engine's choice (`Communication`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -154,6 +154,9 @@ class _StepTasks:
         self._experts(layer)
         combined = self._all_to_all("combine", layer)
         self.last = [[combined] for _ in self.devices]
+        if self.collectives.communication.gathers:  # each device has the sums over its own shards
+            self.group_collective("all_reduce", layer)
+            return
         if shared:
             self.group_collective("reduce_scatter", layer)
         self.group_collective("all_gather", layer)

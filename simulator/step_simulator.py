@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.hw_models.system import System
-from moesim.simulator.collectives import CollectivePlan, Traffic
+from moesim.simulator.collectives import CollectivePlan
+from moesim.simulator.communication import DEFAULT, Communication
 from moesim.simulator.engines import get_engine
+from moesim.simulator.expert_exchange import Traffic
 from moesim.simulator.graph import TaskGraph, Timeline
 from moesim.simulator.parallelism import Parallelism
 from moesim.simulator.placement import Placement
@@ -87,13 +89,16 @@ class StepSimulator:
     layers: range
     first_device: int = 0
     device_offset: int = 0
+    communication: Communication = DEFAULT
     totals: Totals = field(init=False)
 
     def __post_init__(self) -> None:
         p = self.parallelism
         slots = self.placement.slots_per_rank if self.placement else None
         self.plan = OperatorPlan(self.model, tp=p.tp, dp=p.dp, ep=p.ep, slots=slots, layers=self.layers)
-        self.collectives = CollectivePlan(self.plan, self.system.devices_per_node, self.first_device)
+        self.collectives = CollectivePlan(
+            self.plan, self.system.devices_per_node, self.communication, first_device=self.first_device
+        )
         self.processors = tuple(self.system.device.processors)
         self.step_graph = build_step_graph(
             self.plan,
@@ -141,7 +146,7 @@ class StepSimulator:
         features = self.plan.features(step)
         table = self.plan.lower_features(features, slot_tokens)
         costs = self.system.device.price(table)
-        links = self.system.interconnect.price(self.collectives.table(features, traffic))
+        links = self.system.interconnect.price(self.collectives.table(features, traffic, slot_tokens))
         prices = (*costs, links)
         time_s = np.concatenate([*(price.time_s for price in prices), (self.host_s, 0.0)])
         graph = self.step_graph.graph.with_durations(time_s[self.step_graph.source])

@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU
-from moesim.hw_models.interconnect import COLLECTIVES, CollectiveTable
-from moesim.hw_models.system import load_system
 from moesim.workloads.operator_table import DTYPE_CODES, OperatorTable
 from tests.conformance.tables import attention_table, experts_table, gemm_table
 
 pytestmark = pytest.mark.reference
 
 VLLM = {"a100-sxm": "0.14.0", "h100-sxm": "0.24.0", "h200-sxm": "0.24.0", "rtx-pro-6000": "0.24.0"}
-NCCL = {"a100-sxm": "2.27.3", "h100-sxm": "2.29.2", "h200-sxm": "2.29.2", "rtx-pro-6000": "2.29.2"}
 FOLDERS = {"rtx-pro-6000": "rtx_pro_6000_server"}
 """Folders of the data set whose names are not those of the devices."""
 IN_SAMPLE_SLACK = 0.01
@@ -37,10 +34,9 @@ Errors = NDArray[np.float64]
 
 
 def measured(data: Path, device: str, operation: str, file: str, source: tuple[str, str] | None = None) -> pd.DataFrame:
-    """A table of the data set; `source` is framework and version, by default vLLM, and NCCL for collectives."""
+    """A table of the data set; `source` is framework and version, by default vLLM."""
     folder = data / "kernels/aiconfigurator" / FOLDERS.get(device, device.replace("-", "_")) / operation
-    default = ("nccl", NCCL[device]) if operation == "comm" else ("vllm", VLLM[device])
-    return pd.read_parquet(folder.joinpath(*(source or default)) / f"{file}_perf.parquet")
+    return pd.read_parquet(folder.joinpath(*(source or ("vllm", VLLM[device]))) / f"{file}_perf.parquet")
 
 
 def relative_errors(device: str, table: OperatorTable, latency_ms: pd.Series) -> Errors:
@@ -206,25 +202,6 @@ def test_every_calibration_is_checked_here(device: str) -> None:
     processor = load_device(device).processor
     assert isinstance(processor, GPU)
     assert checked | ({"latent_decode_attention"} if device == "h200-sxm" else set()) == set(processor.config.fits)
-
-
-@pytest.mark.parametrize("system", VLLM)
-def test_collectives(reference_data: Path, system: str) -> None:
-    rows = measured(reference_data, system, "comm", "nccl")
-    nbytes = (rows.message_size * rows.nccl_dtype.map({"half": 2, "int8": 1})).to_numpy(np.float64)
-    kind = rows.op_name.replace("alltoall", "all_to_all").map(COLLECTIVES.index).to_numpy(np.int8)
-    ranks = rows.num_gpus.to_numpy(np.int32)
-    exchanges = kind == COLLECTIVES.index("all_to_all")
-    moved = np.where(exchanges, nbytes * (ranks - 1) / ranks, 0.0)
-    none = np.zeros(len(rows))
-    payload = np.where(exchanges, 0.0, nbytes)
-    table = CollectiveTable(kind, ranks, np.ones_like(ranks), payload, moved, moved, none, none)
-    interconnect = load_system(f"{system}-8").interconnect
-    errors = interconnect.price(table).time_s / (rows.latency.to_numpy() * 1e-3) - 1
-    fit = interconnect.intra_node.fits["nccl"]
-    assert fit.rows == len(rows)
-    assert fit.error <= (0.16 if system == "rtx-pro-6000" else 0.12)
-    assert np.abs(errors).mean() <= fit.error + IN_SAMPLE_SLACK
 
 
 def test_the_tile_model_beats_a_plain_roofline(reference_data: Path) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from moesim.simulator.collectives import CollectivePlan, Traffic
+from moesim.simulator.collectives import CollectivePlan
+from moesim.simulator.expert_exchange import Traffic
 from moesim.simulator.scenario import load_scenario, prepare
 from moesim.simulator.simulate import build_pipelines
 

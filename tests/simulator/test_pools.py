@@ -172,7 +172,7 @@ def test_a_cache_crosses_as_fast_as_the_slower_side_lets_it(tiny, loop_of):
     transfer = loop._transfers["prefill", "decode"]
     link = transfer.destination.system.interconnect.inter_node
     tokens = 1 << 20
-    at_least = transfer.bytes(tokens) / (link.bandwidth.value * link.sustained.value)
+    at_least = transfer.bytes(tokens) / (link.bandwidth.value * link.exchange.simple.sustained.value)
     assert transfer.price(tokens)[0] == pytest.approx(at_least, rel=0.01)  # one device receives, two send
 
 
