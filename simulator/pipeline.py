@@ -6,7 +6,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.simulator.communication import Communication
 from moesim.simulator.pool import Pool
 from moesim.simulator.step_simulator import Routed, StepOutcome, StepSimulator
 from moesim.workloads.models import Model
@@ -88,10 +87,8 @@ def _stage(pool: Pool, first_replica_device: int, stage: int, model: Model, engi
         pool.parallelism,
         None if pool.placement is None else pool.placement.of_layers(model, layers),
         engine,
-        pool.scheduler.host_overhead_s,
-        pool.scheduler.async_host,
+        pool.scheduler,
         layers,
         first_replica_device + stage * pool.parallelism.stage_devices,
         pool.first_device,
-        Communication(pool.scheduler.all_reduce, pool.scheduler.expert_exchange),
     )
