@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from moesim.configs.loader import Config, Reference, find, take_over, validate
+from moesim.hw_models.attention_config import kernel_rows
 from moesim.hw_models.coprocessing import share_out
 from moesim.hw_models.gpu import GpuConfig
 from moesim.hw_models.logic_pim import LogicPimConfig
@@ -92,8 +93,14 @@ def build_device(config: DeviceConfig, name: str) -> Device:
 
 
 def describe(device: Device) -> list[ParameterRow]:
-    """Every parameter of `device`: name, value with unit, source, and error where it was fitted."""
+    """Every parameter of `device`: name, value with unit, source, and error where it was fitted.
+
+    Attention kernels come last, a line for each.
+    """
     rows = parameter_rows(device.config, {}, exclude="processors")
     for name, processor in device.config.processors.items():
         rows += parameter_rows(processor, processor.fits, f"{name}.")
+    for name, processor in device.config.processors.items():
+        if isinstance(processor, GpuConfig):
+            rows += kernel_rows(processor.attention, processor.fits, f"{name}.")
     return rows

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from moesim.configs.loader import Config
-from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter, Slowdown
+from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table
+from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
 from moesim.units import BytesPerS, FlopsPerS, JoulesPerByte, JoulesPerFlop, Seconds, Watts
 from moesim.workloads.matrices import DTypeName
-from moesim.workloads.operator_table import DTYPES, FORMS, OperatorTable
+from moesim.workloads.operator_table import ATTENTION, DTYPES, FORMS, OperatorTable
 
 Format = Literal["tf32", "bf16", "fp8", "fp8_block", "int8", "fp4"]
 
@@ -69,25 +70,6 @@ class GroupedGemm(Config):
     tile_latency: Parameter[Seconds] = Field(description="Start and end of a tile on a multiprocessor, s.")
 
 
-class AttentionKernels(Config):
-    """Attention of prefill chunks and decode sequences, both in bf16."""
-
-    prefill_latency: Parameter[Seconds] = Field(description="Launch and set-up of a step with prefill, s.")
-    prefill_sustained: Parameter[Fraction] = Field(description="Share of the bf16 peak in prefill.")
-    prefill_dram_sustained: Parameter[Fraction] = Field(
-        description="Prefill traffic adds time as if at this share of the DRAM bandwidth."
-    )
-    decode_latency: Parameter[Seconds] = Field(description="Launch and set-up of a step of decodes only, s.")
-    decode_sustained: Parameter[Fraction] = Field(description="Share of the bf16 peak in decode.")
-    decode_dram_sustained: Parameter[Fraction] = Field(description="Share of the DRAM bandwidth in decode.")
-    decode_wave: Parameter[Seconds] = Field(
-        description="Time of one wave of (sequence, KV head) pairs over the multiprocessors, s."
-    )
-    mixed_decode_slowdown: Parameter[Slowdown] = Field(
-        description="Decode beside prefill takes this many times as long as in a step of its own."
-    )
-
-
 class GpuFit(Fit):
     """A calibration of GPU kernels, and what it covers."""
 
@@ -115,6 +97,11 @@ class GpuConfig(Fitted):
         description="Power of clocks, caches and schedulers while anything runs, on top of idle power, W."
     )
     dram_energy: Parameter[JoulesPerByte] = Field(description="Dynamic energy per DRAM byte, J.")
+    kernels: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="What differs with the kernels of another serving framework (vllm, sglang, trtllm): its keys and"
+        " theirs below, merged over the above where a scenario's scheduler asks for that framework.",
+    )
     fits: dict[str, GpuFit] = Field(default_factory=dict, description="Calibrations by name.")  # type: ignore[assignment]
 
     @model_validator(mode="after")
@@ -123,6 +110,9 @@ class GpuConfig(Fitted):
             raise ValueError("formats must hold bf16")
         if "bf16" in self.grouped_gemm.weight_only:
             raise ValueError("grouped_gemm.weight_only must not hold bf16")
+        unknown = {kernel.fit for kernel in self.attention.kernels} - {None, *self.fits}
+        if unknown:
+            raise ValueError(f"attention.kernels: fit must be one of fits, got {min(map(str, unknown))!r}")
         return self
 
     def build(self, name: str) -> "GPU":
@@ -139,7 +129,7 @@ class GPU:
     """
 
     def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
-        from moesim.hw_models import gpu_kernel
+        from moesim.hw_models import attention_kernel, gpu_kernel
 
         self.config = config
         self.name = name
@@ -151,6 +141,15 @@ class GPU:
             [[_format_row(config, dtype, gpu_kernel, experts=experts) for dtype in DTYPES] for experts in (False, True)]
         )
         self._valid = _valid_ranges(config.fits)
+        self._price_attention = attention_kernel.price_rows
+        self._attention_columns = attention_kernel.Columns
+        self._attention_columns_of = operator.attrgetter(*attention_kernel.Columns._fields)
+        self._attention = (
+            kernel_table(config.attention, config.formats["bf16"].peak.value, config.dram_bandwidth.value),
+            cover_table(config.attention),
+            np.array([dtype.bytes for dtype in DTYPES.values()]),
+            float(config.multiprocessors.value),
+        )
 
     @property
     def active_w(self) -> float:
@@ -161,6 +160,12 @@ class GPU:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
         columns = self._columns(*self._columns_of(operators))
         cost = Cost.zeros(len(operators))
+        attention = np.flatnonzero(operators.form == ATTENTION)
+        if len(attention):
+            # First, because the other rows' pass adds energy to all of them.
+            attention_columns = self._attention_columns(*self._attention_columns_of(operators))
+            outputs = cost.time_s, cost.bound, cost.extrapolated
+            self._price_attention(attention_columns, attention, *self._attention, outputs)
         self._price_rows(
             columns,
             self._parameters,
@@ -176,8 +181,7 @@ class GPU:
 
 def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
     dram = config.dram_bandwidth.value
-    bf16 = config.formats["bf16"].peak.value
-    grouped, attention = config.grouped_gemm, config.attention
+    grouped = config.grouped_gemm
     values = {
         kernel.MULTIPROCESSORS: config.multiprocessors.value,
         kernel.S_PER_DRAM_BYTE: 1 / (dram * config.dram_sustained.value),
@@ -189,14 +193,6 @@ def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
         kernel.GROUPED_TILE_LATENCY_S: grouped.tile_latency.value,
         kernel.GROUPED_S_PER_WEIGHT_BYTE: 1 / (dram * grouped.weights_dram_sustained.value),
         kernel.GROUPED_S_PER_MOVED_BYTE: 1 / (dram * grouped.moved_dram_sustained.value),
-        kernel.PREFILL_LATENCY_S: attention.prefill_latency.value,
-        kernel.DECODE_LATENCY_S: attention.decode_latency.value,
-        kernel.MIXED_DECODE_SLOWDOWN: attention.mixed_decode_slowdown.value,
-        kernel.S_PER_PREFILL_FLOP: 1 / (bf16 * attention.prefill_sustained.value),
-        kernel.S_PER_PREFILL_BYTE: 1 / (dram * attention.prefill_dram_sustained.value),
-        kernel.S_PER_DECODE_FLOP: 1 / (bf16 * attention.decode_sustained.value),
-        kernel.S_PER_DECODE_BYTE: 1 / (dram * attention.decode_dram_sustained.value),
-        kernel.DECODE_WAVE_S: attention.decode_wave.value,
         kernel.J_PER_DRAM_BYTE: config.dram_energy.value,
         kernel.ACTIVE_W: config.active_power.value,
         kernel.J_PER_ATTENTION_FLOP: config.formats["bf16"].energy.value,

@@ -28,19 +28,11 @@ COMPUTE, MEMORY, LATENCY = range(3)
     GROUPED_TILE_LATENCY_S,
     GROUPED_S_PER_WEIGHT_BYTE,
     GROUPED_S_PER_MOVED_BYTE,
-    PREFILL_LATENCY_S,
-    S_PER_PREFILL_FLOP,
-    S_PER_PREFILL_BYTE,
-    DECODE_LATENCY_S,
-    S_PER_DECODE_FLOP,
-    S_PER_DECODE_BYTE,
-    DECODE_WAVE_S,
-    MIXED_DECODE_SLOWDOWN,
     J_PER_DRAM_BYTE,
     J_PER_ATTENTION_FLOP,
     ACTIVE_W,
     PARAMETERS,
-) = range(22)
+) = range(14)
 
 # Columns of the table of weight formats.
 (
@@ -79,9 +71,6 @@ class Columns(NamedTuple):
     weight_bytes_read: Floats
     read_bytes: Floats
     write_bytes: Floats
-    decode_m: Ints
-    decode_flops: Floats
-    decode_read_bytes: Floats
     grouped_rows: Ints
     expert_tokens: Ints
 
@@ -98,6 +87,8 @@ def price_rows(
     extrapolated: NDArray[np.bool_],
 ) -> None:
     """Write time, energy, bound and extrapolation of every row into the last four, which come as zeros.
+
+    Rows of attention come with times, bounds and extrapolation by `attention_kernel`, and get the rest.
 
     Args:
         columns: what to price.
@@ -129,9 +120,7 @@ def price_rows(
             tokens, gates = columns.expert_tokens[grouped], columns.up_matrices[row]
             price = _experts(tokens, n, k, gates, weight_bytes, moved_bytes, parameters, fmt)
         elif kind == ATTENTION:
-            decode_flops, decode_bytes = columns.decode_flops[row], columns.decode_read_bytes[row]
-            pairs = columns.decode_m[row] * _kv_heads(n, k, groups)
-            price = _attention(flops - decode_flops, decode_flops, nbytes, decode_bytes, pairs, parameters)
+            price = time_s[row], int(bound[row])
             j_per_flop = parameters[J_PER_ATTENTION_FLOP]
         else:
             price = _bounded(parameters[KERNEL_LATENCY_S], 0.0, nbytes * parameters[S_PER_DRAM_BYTE])
@@ -140,7 +129,7 @@ def price_rows(
         if kind in (GEMM, GROUPED_GEMM):
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
         else:
-            extrapolated[row] = _is_outside(m, flops, nbytes, valid[kind, dtype])
+            extrapolated[row] = extrapolated[row] or _is_outside(m, flops, nbytes, valid[kind, dtype])
 
 
 @njit(cache=True)
@@ -148,13 +137,6 @@ def _is_outside(first: float, second: float, third: float, valid: Floats) -> boo
     """Whether one of three quantities lies outside its calibrated range."""
     inside = valid[0] <= first <= valid[1] and valid[2] <= second <= valid[3] and valid[4] <= third <= valid[5]
     return not inside
-
-
-@njit(cache=True)
-def _kv_heads(query_elements: int, kv_elements: int, heads: int) -> float:
-    """KV heads of an attention row; latent attention has one."""
-    kv_heads: float = np.round(kv_elements * heads / (2.0 * max(query_elements, 1)))
-    return max(1.0, kv_heads)
 
 
 @njit(cache=True)
@@ -257,33 +239,3 @@ def _grouped_product_s(row_tiles: Ints, largest: int, n: int, k: int, parameters
         tile_s = k_step_s * max(_MIN_K, float(k)) + parameters[GROUPED_TILE_LATENCY_S]
         best_s = min(best_s, np.ceil(tiles / parameters[MULTIPROCESSORS]) * tile_s)
     return best_s
-
-
-@njit(cache=True)
-def _attention(
-    prefill_flops: float,
-    decode_flops: float,
-    nbytes: float,
-    decode_bytes: float,
-    pairs: float,
-    parameters: Floats,
-) -> tuple[float, int]:
-    """Prefill and decode sequences of one step, in one launch.
-
-    Prefill: computing, plus a part that goes with its traffic (the start and the masked half of each tile of queries).
-    Decode: computing or streaming keys and values, and waves of `pairs` of a sequence and a KV head, which
-    multiprocessors take one at a time. In a mixed step both add up, and decode is slower by a factor, as the kernel is
-    laid out for prefill.
-    """
-    waves_s = np.ceil(pairs / parameters[MULTIPROCESSORS]) * parameters[DECODE_WAVE_S]
-    decode_compute_s = decode_flops * parameters[S_PER_DECODE_FLOP]
-    if prefill_flops <= 0.0:
-        latency_s = parameters[DECODE_LATENCY_S] + waves_s
-        return _bounded(latency_s, decode_compute_s, nbytes * parameters[S_PER_DECODE_BYTE])
-    decode_memory_s = decode_bytes * parameters[S_PER_DECODE_BYTE]
-    decode_s = parameters[MIXED_DECODE_SLOWDOWN] * (waves_s + max(decode_compute_s, decode_memory_s))
-    prefill_compute_s = prefill_flops * parameters[S_PER_PREFILL_FLOP]
-    prefill_memory_s = (nbytes - decode_bytes) * parameters[S_PER_PREFILL_BYTE]
-    latency_s = parameters[PREFILL_LATENCY_S]
-    _, bound = _bounded(latency_s, prefill_compute_s + decode_compute_s, prefill_memory_s + decode_memory_s)
-    return latency_s + prefill_compute_s + prefill_memory_s + decode_s, bound

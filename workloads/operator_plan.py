@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 
 from moesim.workloads.models import Model, MoE
 from moesim.workloads.operator_parts import Linear, Operator
-from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
+from moesim.workloads.operator_table import ATTENTION, DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
 from moesim.workloads.operators import model_operators, spans
-from moesim.workloads.steps import FIRST_WINDOW, Step, step_features
+from moesim.workloads.steps import (
+    FIRST_WINDOW,
+    LONGEST_DECODE,
+    LONGEST_PREFILL,
+    PREFILL_SEQUENCES,
+    Step,
+    step_features,
+)
 
 EXPERTS = "experts"
 _DYNAMIC_COLUMNS = (
@@ -26,6 +33,12 @@ _DYNAMIC_COLUMNS = (
     "decode_flops",
     "decode_read_bytes",
 )
+_COUNTED = {
+    "prefill_sequences": PREFILL_SEQUENCES,
+    "longest_prefill": LONGEST_PREFILL,
+    "longest_decode": LONGEST_DECODE,
+}
+"""Columns of attention rows that are features as they stand."""
 _DYNAMIC = ("m", "decode_m", "flops", "read", "write", "decode_flops", "decode_read")
 
 
@@ -89,6 +102,8 @@ class OperatorPlan:
         self.after = [position[operator] for operator in after]
         self.experts = _expert_shape(self, slots)
         self._template = _template(self)
+        self._attention_rows = np.flatnonzero(self._template.form == ATTENTION)
+        self._attention_ranks = self._template.rank[self._attention_rows]
         self._coefficients = _coefficient_matrix(self)
         self._weight_bytes = np.array([operator.weight_bytes for operator in self.operators])
 
@@ -136,13 +151,20 @@ class OperatorPlan:
             features: float64[dp rank, feature], as `features` returns.
             slot_tokens: int64[moe_layer, ep_rank * slots]: tokens each expert slot got; None for a dense model.
         """
+        counted = {name: self._counted(features[:, which]) for name, which in _COUNTED.items()}
         dense = self._dense_columns(features)
         if self.experts is None or slot_tokens is None:
-            return self._template.with_columns(dense)
+            return self._template.with_columns(dense | counted)
         tokens = slot_tokens.reshape(-1, self.experts.slots)
         routed = _expert_columns(self.experts, tokens, DTYPES[self.model.dtypes.activations].bytes)
         columns: dict[str, Any] = {name: np.concatenate([dense[name], routed[name]]) for name in dense}
-        return self._template.with_columns(columns | {"expert_tokens": tokens})
+        return self._template.with_columns(columns | counted | {"expert_tokens": tokens})
+
+    def _counted(self, feature: NDArray[np.float64]) -> NDArray[np.int64]:
+        """int64[row]: the rank's value of a feature in attention rows, 0 elsewhere."""
+        column = np.zeros(len(self._template), dtype=np.int64)
+        column[self._attention_rows] = feature[self._attention_ranks]
+        return column
 
     def _dense_columns(self, features: NDArray[np.float64]) -> dict[str, Any]:
         """Step-dependent columns of the rows outside the experts: [dp rank, operator] flattened."""
@@ -214,9 +236,11 @@ def _template(plan: OperatorPlan) -> OperatorTable:
         "weight_bytes_resident": column(np.float64, lambda o: o.resident_bytes, expert_resident),
         "grouped_rows": np.arange(experts) + plan.dp * len(plan.operators),
         "expert_tokens": np.zeros((experts, shape.slots if shape else 0), dtype=np.int64),
-        "m": none.astype(np.int64),
-        "decode_m": none.astype(np.int64),
+        "window": column(np.int64, lambda o: o.window, 0),
+        "prefill_pair_flops": column(np.float64, lambda o: o.prefill_pair_flops, 0.0),
+        "decode_pair_flops": column(np.float64, lambda o: o.decode_pair_flops, 0.0),
     }
+    static |= dict.fromkeys(("m", "decode_m", *_COUNTED), none.astype(np.int64))
     return OperatorTable(**static, **dict.fromkeys(_DYNAMIC_COLUMNS, none))  # type: ignore[arg-type]  # by name
 
 

@@ -3,7 +3,6 @@
 Shapes of the data sets are turned into operator tables here; nothing is fitted here.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU
-from moesim.workloads.operator_table import DTYPE_CODES, OperatorTable
-from tests.conformance.tables import attention_table, experts_table, gemm_table
+from moesim.workloads.operator_table import OperatorTable
+from tests.conformance.tables import experts_table, gemm_table
 
 pytestmark = pytest.mark.reference
 
@@ -26,10 +25,6 @@ IN_SAMPLE_SLACK = 0.01
 MEASURED_WEIGHTS = {"bf16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "mxfp4": "w4a16_mxfp4"}
 NVFP4_BYTES = 9 / 16
 """Per weight: 16 four-bit values share an 8-bit scale."""
-L2_BYTES, SMALL_BYTES = 128 * 2**20, 8 * 2**20
-"""L2 cache of the RTX PRO 6000, which keeps caches of keys and values of less between repetitions of a measurement;
-and what is read so fast that it makes no difference."""
-
 Errors = NDArray[np.float64]
 
 
@@ -101,65 +96,12 @@ def expert_errors(data: Path, device: str, weights: str) -> Errors:
     return relative_errors(device, table, rows.latency)
 
 
-def attention_errors(data: Path, device: str, phase: str) -> Errors:
-    rows = measured(data, device, "attention", f"{phase}_attention")
-    window = rows.window_size.where(rows.window_size > 0, np.inf) if "window_size" in rows else np.inf
-    errors = []
-    for cache, kind in (("bfloat16", "bf16"), ("fp8", "fp8")):
-        chosen = rows.kv_cache_dtype == cache
-        part = rows[chosen]
-        if part.empty:
-            continue
-        table = attention_table(
-            part.batch_size,
-            part.isl,
-            part.step,
-            heads=part.num_heads,
-            kv_heads=part.num_key_value_heads,
-            head_dim=part.head_dim,
-            window=window[chosen] if isinstance(window, pd.Series) else window,
-            dtype=kind,
-            decode=phase == "generation",
-        )
-        part_errors = relative_errors(device, table, part.latency)
-        if device == "rtx-pro-6000" and phase == "generation":
-            moved = table.read_bytes + table.write_bytes
-            part_errors = part_errors[(moved >= L2_BYTES) | (moved <= SMALL_BYTES)]
-        errors.append(part_errors)
-    return np.concatenate(errors)
-
-
-def latent_attention_errors(data: Path) -> Errors:
-    """Decode of DeepSeek's latent attention: 512 latent and 64 rotary elements per token, shared by all heads."""
-    rows = measured(data, "h200-sxm", "mla", "generation_mla", ("trtllm", "1.3.0rc20"))
-    latent, cached, expanded = 512, 576, 320
-    table = attention_table(rows.batch_size, 1, rows.step, heads=rows.num_heads, kv_heads=1, head_dim=expanded)
-    pairs = (rows.batch_size * (rows.step + 1)).to_numpy(np.float64)
-    heads, sequences = rows.num_heads.to_numpy(np.float64), rows.batch_size.to_numpy(np.float64)
-    cache_bytes = rows.kv_cache_dtype.map({"bfloat16": 2.0, "fp8": 1.0}).to_numpy()
-    flops = 2.0 * heads * (cached + latent) * pairs
-    read = cached * cache_bytes * pairs + 2.0 * cached * heads * sequences
-    table = replace(
-        table,
-        weight_dtype=np.where(cache_bytes == 1, DTYPE_CODES["fp8"], DTYPE_CODES["bf16"]).astype(np.int8),
-        k=np.full(len(rows), cached),
-        flops=flops,
-        decode_flops=flops,
-        read_bytes=read,
-        decode_read_bytes=read,
-        write_bytes=2.0 * latent * heads * sequences,
-    )
-    return relative_errors("h200-sxm", table, rows.latency)
-
-
 WITH_FP8 = ("h100-sxm", "h200-sxm", "rtx-pro-6000")
 GEMMS = [(device, "bf16", 0.15) for device in VLLM] + [(device, "fp8", 0.25) for device in WITH_FP8]
 EXPERTS = [(device, "bf16", 0.25) for device in VLLM]
 EXPERTS += [(device, weights, 0.15) for device in ("h100-sxm", "h200-sxm") for weights in ("fp8_block", "mxfp4")]
 EXPERTS += [("rtx-pro-6000", "fp8", 0.15), ("rtx-pro-6000", "mxfp4", 0.2)]
-ATTENTION = [(device, phase, 0.25) for device in VLLM for phase in ("context", "generation")]
 GEMMS += [("h200-sxm", "fp8_block", 0.25), ("rtx-pro-6000", "mxfp4", 0.25)]
-FITS = {"context": "prefill_attention", "generation": "decode_attention"}
 
 
 def gemm_fit(weights: str) -> str:
@@ -186,22 +128,14 @@ def test_experts(reference_data: Path, device: str, weights: str, limit: float) 
     check(device, f"experts_{weights}", expert_errors(reference_data, device, weights), limit)
 
 
-@pytest.mark.parametrize(("device", "phase", "limit"), ATTENTION)
-def test_attention(reference_data: Path, device: str, phase: str, limit: float) -> None:
-    check(device, FITS[phase], attention_errors(reference_data, device, phase), limit)
-
-
-def test_latent_attention(reference_data: Path) -> None:
-    check("h200-sxm", "latent_decode_attention", latent_attention_errors(reference_data), 0.2)
-
-
 @pytest.mark.parametrize("device", VLLM)
 def test_every_calibration_is_checked_here(device: str) -> None:
     checked = {gemm_fit(weights) for name, weights, _ in GEMMS if name == device}
-    checked |= {f"experts_{weights}" for name, weights, _ in EXPERTS if name == device} | set(FITS.values())
+    checked |= {f"experts_{weights}" for name, weights, _ in EXPERTS if name == device}
     processor = load_device(device).processor
     assert isinstance(processor, GPU)
-    assert checked | ({"latent_decode_attention"} if device == "h200-sxm" else set()) == set(processor.config.fits)
+    fits = processor.config.fits
+    assert checked == {name for name, fit in fits.items() if "attention" not in fit.forms}
 
 
 def test_the_tile_model_beats_a_plain_roofline(reference_data: Path) -> None:
