@@ -136,6 +136,13 @@ class StepSimulator:
         kinds = kinds * len(self.processors) + ["communication"] * self.collectives.rows
         return np.array([self.settings.time_scale.get(kind, 1.0) for kind in kinds])
 
+    def kind_of(self, name: str) -> TimedKind:
+        """What kind of operator or collective `name` is, as time scales tell them apart."""
+        if name in self.collectives.names:
+            return "communication"
+        operator = next((operator for operator in self.plan.operators if operator.name == name), None)
+        return "experts" if operator is None else _kind(operator)
+
     def _host_s(self, step: Step) -> tuple[float, float]:
         """Host time before and beside the devices: on the first stage, 0 on the others."""
         if not self.plan.before:
