@@ -60,6 +60,10 @@ class SchedulerSettings(Config):
     sequence_host_s: Seconds = Field(
         0.0, description="the same per sequence of the step: sampling, bookkeeping, streaming; calibrated, else 0"
     )
+    request_host_s: Seconds = Field(
+        0.0,
+        description="from a request's arrival until it is queued: HTTP, tokenizer, other processes; calibrated, else 0",
+    )
     eager_layer_s: Seconds = Field(
         0.0,
         description="least time per layer of a step with prompts, the kernels of which are launched one by one instead "

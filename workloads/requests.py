@@ -146,7 +146,9 @@ def _shorthand(value: Any) -> Any:
 
 
 RequestsConfig = Annotated[
-    FileRequests | SyntheticRequests | ListedRequests | TraceRequests, Field(discriminator="kind"), BeforeValidator(_shorthand)
+    FileRequests | SyntheticRequests | ListedRequests | TraceRequests,
+    Field(discriminator="kind"),
+    BeforeValidator(_shorthand),
 ]
 
 

@@ -1,8 +1,8 @@
 """A replay boiled down to what calibration needs: where the time of the mean request went, step kind by step kind.
 
 In a closed loop a step's sequences do not depend on how long steps take: a completion brings the next request. So mean
-TTFT and TPOT are sums over steps, `sum(weight[step] * duration[step])`, with weights that stay as they are when durations
-are scaled. That makes trying other constants a matter of microseconds (`mean_s`), and exact; with data-parallel ranks
+TTFT and TPOT are sums over steps, `sum(weight[step] * duration[step])`, with weights that stay as they are when
+durations are scaled. That makes trying other constants a matter of microseconds (`mean_s`), and exact; with data-parallel ranks
 nearly so, as waiting for the slowest rank is scaled with the experts.
 """
 
@@ -97,7 +97,9 @@ class Profile:
         """float64[2]: mean TTFT and TPOT under the host times and time scales of `settings`."""
         scale = np.array([settings.time_scale.get(kind, 1.0) for kind in KINDS])  # type: ignore[call-overload]
         prompts_scale = settings.time_scale.get("prompts", 1.0)
-        return self._mean_s(settings.host, scale, prompts_scale)
+        means = self._mean_s(settings.host, scale, prompts_scale)
+        means[0] += settings.request_host_s
+        return means
 
     def _mean_s(self, host: Any, scale: Floats, prompts_scale: float) -> Floats:
         devices_s = (self.seconds @ scale) * np.where(self.prompts > 0, prompts_scale, 1.0)

@@ -1,8 +1,8 @@
 """Recorded vLLM runs with a time stamp of every request, as LLMServingSim publishes them.
 
 A folder per GPU and model: `<gpu>/<model>/vllm/requests.jsonl` with `input_toks`, `output_toks`, `queued_ts`,
-`first_token_ts`, `last_token_ts` (seconds of one clock; `arrival_time` is another one) and `meta.json` with the engine's
-arguments. Format of casys-kaist/LLMServingSim, schema_version 1.
+`first_token_ts`, `last_token_ts` (seconds of one clock; `arrival_time` is another one) and `meta.json` with the
+engine's arguments. Format of casys-kaist/LLMServingSim, schema_version 1.
 """
 
 import json
