@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.configs.loader import Reference
 from moesim.simulator.result import Columns
 
 OPS = ("ttft", "tpot", "e2e")
@@ -34,6 +34,7 @@ class Deployment:
             by this factor.
         unanswered: why there is no scenario.
         broken: why the measurement is not to be believed.
+        section: table that it belongs to.
     """
 
     id: str
@@ -41,7 +42,7 @@ class Deployment:
     framework: str
     model: str
     gpu: str
-    scenario: Mapping[str, Any] | None
+    scenario: Reference | None
     assignments: tuple[str, ...]
     measured_s: Mapping[str, Mapping[str, float]]
     concurrency: int | None = None
@@ -49,6 +50,7 @@ class Deployment:
     tokens_per_step: float = 1.0
     unanswered: str | None = None
     broken: str | None = None
+    section: str = "servers"
 
     @property
     def calibration(self) -> tuple[str, str]:

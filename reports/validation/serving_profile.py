@@ -2,8 +2,8 @@
 
 In a closed loop a step's sequences do not depend on how long steps take: a completion brings the next request. So mean
 TTFT and TPOT are sums over steps, `sum(weight[step] * duration[step])`, with weights that stay as they are when
-durations are scaled. That makes trying other constants a matter of microseconds (`mean_s`), and exact; with data-parallel ranks
-nearly so, as waiting for the slowest rank is scaled with the experts.
+durations are scaled. That makes trying other constants a matter of microseconds (`mean_s`), and exact; with
+data-parallel ranks nearly so, as waiting for the slowest rank is scaled with the experts.
 """
 
 from dataclasses import dataclass

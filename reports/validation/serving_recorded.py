@@ -18,6 +18,7 @@ from moesim.reports.validation.serving_deployment import Deployment, measured_st
 _COLUMNS = ("input_toks", "output_toks", "queued_ts", "first_token_ts", "last_token_ts")
 _MODELS = {"Llama-3.1-8B": "llama-3.1-8b", "Qwen3-30B-A3B-Instruct-2507": "qwen3-30b-a3b"}
 _GPUS = {"RTXPRO6000": "rtx-pro-6000", "H100": "h100-sxm", "H200": "h200-sxm", "A100": "a100-sxm"}
+SECTION = "recorded runs"
 FAST_FORWARD = 16
 """Steps played as one; changes times by 0.1 %."""
 
@@ -63,6 +64,7 @@ def read_run(folder: Path) -> Deployment:
         scenario=scenario if known else None,
         assignments=tuple(edits),
         measured_s=_measured(rows),
+        section=SECTION,
         unanswered=None if known else "model or GPU without a shipped configuration",
     )
 

@@ -62,7 +62,7 @@ def replay(deployment: Deployment, runs: Path | None = None) -> Outcome:
     if deployment.scenario is None:
         return Outcome(None, deployment.unanswered)
     try:
-        setup = prepare(*load_scenario(dict(deployment.scenario), deployment.assignments))
+        setup = prepare(*load_scenario(deployment.scenario, deployment.assignments))
     except InputError as error:
         return Outcome(None, str(error))
     kept = None if runs is None else runs / f"{setup_key(setup)}.npz"

@@ -19,7 +19,9 @@ FILE = "silicon_points.csv"
 _NUMBERS = ("isl", "osl", "silicon_ttft_ms", "silicon_tpot_ms")
 _TEXTS = ("id", "backend", "model_path", "system", "mode")
 _FP8 = {"fp8", "fp8_block"}
-_NODE = 8
+_DENSE = ("Llama", "Qwen3-32B")
+AGGREGATED_MOE, AGGREGATED_DENSE = "aggregated, MoE", "aggregated, dense"
+DISAGGREGATED = "prefill and decode apart"
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,14 @@ def _deployment(row: _Row, known: Mapping[str, Any], replay: Replay) -> Deployme
         tokens_per_step=tokens_per_step,
         unanswered=unanswered,
         broken=_broken(row, known, osl),
+        section=_section(row),
     )
+
+
+def _section(row: _Row) -> str:
+    if row.text["mode"] != "agg":
+        return DISAGGREGATED
+    return AGGREGATED_DENSE if row.model.startswith(_DENSE) else AGGREGATED_MOE
 
 
 def _is_speculative(row: _Row) -> bool:
@@ -221,7 +230,7 @@ def _requests(row: _Row, client: Mapping[str, Any], replay: Replay, tokens_per_s
 def _dtypes(row: _Row, server: Mapping[str, Any]) -> dict[str, str]:
     """Number formats that differ from the shipped model's."""
     dtypes = {"kv_cache": server["kv_cache"]} if "kv_cache" in server else {}
-    is_dense = row.model.startswith(("Llama", "Qwen3-32B"))
+    is_dense = row.model.startswith(_DENSE)
     if row.text.get("gemm_quant_mode") in _FP8 and (is_dense or row.model.startswith("Qwen3.5")):
         dtypes["weights"] = row.text["gemm_quant_mode"] if is_dense else "fp8_block"
         if not is_dense:
