@@ -55,7 +55,7 @@ class Deployment:
     @property
     def calibration(self) -> tuple[str, str]:
         """(framework, model): what constants are fitted for."""
-        return self.framework, self.model
+        return self.framework, self.model.partition(" with ")[0]
 
 
 def request_weights(deployment: Deployment, requests: int) -> NDArray[np.float64]:
