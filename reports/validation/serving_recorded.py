@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim.configs.loader import find
 from moesim.errors import DataError
 from moesim.reports.validation.serving_deployment import Deployment, measured_statistics
 
@@ -28,8 +29,12 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob("vllm/requests.jsonl"))
 
 
-def read_run(folder: Path) -> Deployment:
+def read_run(folder: Path, *, calibrated: bool = True) -> Deployment:
     """One recorded run: the folder with `requests.jsonl` and `meta.json`.
+
+    Args:
+        folder: of the run.
+        calibrated: with the host times fitted to one of the runs (`configs/validation/serving.yaml`).
 
     Raises:
         DataError: a file that is missing or broken, with its line.
@@ -53,6 +58,8 @@ def read_run(folder: Path) -> Deployment:
     }
     edits = [f"scheduler.token_budget={engine['max_num_batched_tokens']}"]
     edits.append(f"scheduler.max_num_seqs={engine['max_num_seqs']}")
+    fitted = find("validation", "serving").data["recorded"] if calibrated else {"host": {}}
+    edits += [f"scheduler.{name}={value}" for name, value in fitted["host"].items()]
     if ranks > 1:
         edits.append("scheduler.expert_exchange=all_reduce")  # of the gathered tokens: fits this run, others do not
     return Deployment(

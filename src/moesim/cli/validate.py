@@ -32,7 +32,7 @@ from moesim.reports.validation.serving_replay import Outcome, replay_all
 from moesim.reports.validation.serving_silicon import FILE, Replay, read_silicon
 from moesim.simulator.scenario import load_scenario
 
-_RIGHT = ("rows", "unanswered", "median", "mean", "P90", "bias")
+_RIGHT = ("rows", "n/a", "median", "mean", "P90", "bias")
 
 
 def serving_command(
