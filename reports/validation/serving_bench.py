@@ -77,7 +77,8 @@ def _deployment(path: Path, place: str, run: Mapping[str, Any], scenario: Refere
     limit = run.get("max_concurrency")
     slots = int(limit) if _positive(limit) else None
     document = find("scenarios", scenario)
-    replayed = document.edited(("requests",), _requests(place, run, details, slots)).edited(("concurrency",), slots)
+    replayed = document.edited(("requests",), _requests(place, run, details, slots))
+    replayed = replayed.edited(("concurrency",), slots).edited(("num_requests",), None).edited(("warmup_requests",), 0)
     framework = str(run.get("backend") or run.get("endpoint_type") or "server")
     name = str(document.data.get("model")) if isinstance(document.data.get("model"), str) else "model"
     system = document.data.get("system")

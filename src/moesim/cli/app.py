@@ -346,6 +346,9 @@ def validate_serving(
     waves: Annotated[
         int | None, typer.Option(min=3, help="Requests per slot of a closed loop; none: as many as the benchmark sent.")
     ] = 4,
+    max_concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Leave out measurements with more requests in flight.")
+    ] = None,
     fit: Annotated[
         bool,
         typer.Option("--fit", help="Also fit host times and time scales, and test them on deployments left out."),
@@ -368,6 +371,7 @@ def validate_serving(
         scenario,
         sample=sample,
         waves=waves,
+        max_concurrency=max_concurrency,
         fits=fit,
         workers=workers,
         runs=runs,

@@ -42,6 +42,7 @@ def serving_command(
     *,
     sample: int | None,
     waves: int | None,
+    max_concurrency: int | None,
     fits: bool,
     workers: int,
     runs: Path | None,
@@ -50,6 +51,8 @@ def serving_command(
 ) -> None:
     """Replay what was measured, and print and save how far off the predictions are."""
     deployments = _deployments(data, results, scenario, waves)
+    if max_concurrency is not None:
+        deployments = [one for one in deployments if (one.concurrency or 0) <= max_concurrency]
     if sample is not None:
         deployments = _sample(deployments, sample)
     if out is not None:
@@ -62,7 +65,8 @@ def serving_command(
         _save(out, deployments, sections, calibrations)
     if as_json:
         groups = [row | {"section": name} for name, kept in sections.items() for row in rows_as_dicts(summarise(kept))]
-        settings = {"data": None if data is None else str(data), "sample": sample, "waves": waves, "fit": fits}
+        settings = {"data": None if data is None else str(data), "sample": sample, "waves": waves}
+        settings |= {"max_concurrency": max_concurrency, "fit": fits}
         fitted = [_calibration_dict(calibration) for calibration in calibrations]
         more = {"broken": named_broken(deployments), "calibrations": fitted}
         print_json(settings, {"groups": groups, **more}, output=str(out) if out else None)
