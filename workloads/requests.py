@@ -229,8 +229,8 @@ def _requests(
         path = folder_of(document, "path", base) / Path(config.path).expanduser()
         requests = _of_file(path, config.prefix_block_tokens)
     elif isinstance(config, ListedRequests):
-        lengths = (np.array(column, dtype=np.int64) for column in (config.prompt_tokens, config.output_tokens))
-        requests = Requests(np.array(config.arrival_s), *lengths, source=config.source or document.place())
+        prompt, output = np.array(config.prompt_tokens, np.int64), np.array(config.output_tokens, np.int64)
+        requests = Requests(np.array(config.arrival_s), prompt, output, config.source or document.place())
     elif trace is None:
         raise ConfigError(document.place(), "requests of kind trace need routing that is a trace")
     else:

@@ -75,7 +75,7 @@ def _deployment(path: Path, place: str, run: Mapping[str, Any], scenario: Refere
     details = _details(place, run)
     measured = _measured(details) if details else _summary(place, run)
     limit = run.get("max_concurrency")
-    slots = int(limit) if _positive(limit) else None
+    slots = int(limit) if limit is not None and _positive(limit) else None
     document = find("scenarios", scenario)
     replayed = document.edited(("requests",), _requests(place, run, details, slots))
     replayed = replayed.edited(("concurrency",), slots).edited(("num_requests",), None).edited(("warmup_requests",), 0)
@@ -126,9 +126,8 @@ def _measured(details: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float
     ttft_s = np.array(details["ttfts"], dtype=np.float64)
     decode_s = np.array([sum(gaps) for gaps in details["itls"]])
     later = np.array(details["output_lens"]) - 1
-    return measured_statistics(
-        {"ttft": ttft_s, "tpot": decode_s[later > 0] / later[later > 0], "e2e": ttft_s + decode_s}
-    )
+    tpot_s = decode_s[later > 0] / later[later > 0]
+    return measured_statistics({"ttft": ttft_s, "tpot": tpot_s, "e2e": ttft_s + decode_s})
 
 
 def _summary(place: str, run: Mapping[str, Any]) -> dict[str, dict[str, float]]:

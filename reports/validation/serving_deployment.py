@@ -1,10 +1,10 @@
 """A measured server: what ran, what its client saw, and the scenario that replays it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from moesim.configs.loader import Reference
 from moesim.simulator.result import Columns
@@ -97,7 +97,7 @@ def weighted_statistics(values: NDArray[np.float64], weights: NDArray[np.float64
     return dict(zip(STATISTICS, [mean, *np.interp(percents, place, values[order]).tolist()], strict=True))
 
 
-def measured_statistics(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def measured_statistics(values: Mapping[str, ArrayLike]) -> dict[str, dict[str, float]]:
     """Seconds by op and statistic of values per request."""
     arrays = {op: np.asarray(column, dtype=np.float64) for op, column in values.items()}
     return {op: weighted_statistics(array, np.ones(len(array))) for op, array in arrays.items()}

@@ -61,7 +61,7 @@ def predictions(compared: Sequence[Comparison], series: Sequence[tuple[str, str]
     line = np.array([low, high])
     axes.fill_between(line, line * (1 - BAND), line * (1 + BAND), color=GRID, zorder=0, linewidth=0)
     axes.plot(line, line, color=SUBTLE, linewidth=0.8, zorder=1)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     op = compared[0].op.upper() if compared else ""
     axes.set(title=op, xlabel="measured (ms)", ylabel="predicted (ms)")
     axes.grid(visible=True)

@@ -70,7 +70,7 @@ class Measured:
     def take(self, rows: NDArray[np.int64]) -> "Measured":
         """Some of the rows."""
         chosen = [[column[row] for row in rows] for column in (self.deployments, self.profiles, self.settings)]
-        return Measured(chosen[0], chosen[1], chosen[2], self.measured_s[rows])  # type: ignore[arg-type]
+        return Measured(chosen[0], chosen[1], chosen[2], self.measured_s[rows])
 
     def predicted_s(self, values: Mapping[str, float]) -> Floats:
         """float64[row, 2]: mean TTFT and TPOT with the given constants."""

@@ -91,7 +91,8 @@ class Profile:
             one = np.zeros((1, 2))
             one[0, op] = total
             rows.append((one, (mean @ seconds[decodes])[None], np.array([mean @ sequences[decodes]]), np.zeros(1)))
-        return cls(*(np.concatenate(parts) for parts in zip(*rows, strict=True)), layers=recorder.layers)
+        joined = [np.concatenate([row[column] for row in rows]) for column in range(4)]
+        return cls(joined[0], joined[1], joined[2], joined[3], recorder.layers)
 
     def mean_s(self, settings: SchedulerSettings) -> Floats:
         """float64[2]: mean TTFT and TPOT under the host times and time scales of `settings`."""

@@ -85,7 +85,7 @@ def _simulate(deployment: Deployment, setup: Setup) -> Outcome:
     predicted_s = statistics(table, weights, deployment.tokens_per_step)
     if recorder is None:
         return Outcome(predicted_s)
-    later = (outputs - 1) * deployment.tokens_per_step
+    later = (outputs - 1).astype(np.float64) * deployment.tokens_per_step
     return Outcome(predicted_s, profile=Profile.of(recorder, record, weights, later))
 
 
@@ -112,5 +112,5 @@ def _load(path: Path) -> Outcome:
         }
         if "layers" not in held:
             return Outcome(predicted_s)
-        columns = (held[name].astype(np.float64) for name in _PROFILE)
-        return Outcome(predicted_s, profile=Profile(*columns, layers=int(held["layers"])))
+        weights, seconds, sequences, prompts = (held[name].astype(np.float64) for name in _PROFILE)
+        return Outcome(predicted_s, profile=Profile(weights, seconds, sequences, prompts, int(held["layers"])))

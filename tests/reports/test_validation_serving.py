@@ -29,13 +29,13 @@ HEADER = (
 GPT = "openai/gpt-oss-120b,h200_sxm,fp4,agg,1024,1024,nvfp4"
 
 
-def silicon(tmp_path, *rows):
+def silicon(tmp_path, *rows: str):
     path = tmp_path / "silicon_points.csv"
     path.write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
     return path
 
 
-def recorded(tmp_path, *requests, **engine):
+def recorded(tmp_path, *requests: dict[str, float], **engine: object):
     folder = tmp_path / "RTXPRO6000" / "Llama-3.1-8B" / "vllm"
     folder.mkdir(parents=True)
     kwargs = {"max_num_batched_tokens": 2048, "max_num_seqs": 128} | engine
@@ -91,9 +91,7 @@ def test_twins_and_loads_of_a_deployment_share_a_group(tmp_path):
 
 def test_rows_that_contradict_themselves_are_named(tmp_path):
     row = GPT.replace("h200", "h100")
-    broken, fine = read_silicon(
-        silicon(tmp_path, f"a,vllm,1,{row},2,1,2,1,9,9,512", f"b,vllm,1,{row},2,1,2,1,9,9,64")
-    )
+    broken, fine = read_silicon(silicon(tmp_path, f"a,vllm,1,{row},2,1,2,1,9,9,512", f"b,vllm,1,{row},2,1,2,1,9,9,64"))
     assert broken.broken is not None
     assert fine.broken is None
 

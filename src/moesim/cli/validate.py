@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
 
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
@@ -191,7 +193,7 @@ def _save(
         groups[name] = rows_as_dicts(summarise(compared))
         page += [f"## {name[0].upper()}{name[1:]}\n", as_markdown(summarise(compared))]
     page += _broken_lines(deployments, sections)
-    page += [_calibration_text(calibration) for calibration in calibrations]
+    page += ["", *(f"- {_calibration_text(calibration)}" for calibration in calibrations)]
     write_text(out / "serving.md", "\n".join(page) + "\n")
     fitted = [_calibration_dict(calibration) for calibration in calibrations]
     held = {"groups": groups, "calibrations": fitted, "broken": named_broken(deployments)}
@@ -204,14 +206,14 @@ def _print(
     calibrations: Sequence[Calibration],
     out: Path | None,
 ) -> None:
-    parts = []
+    parts: list[RenderableType] = []
     for name, compared in sections.items():
         parts += [f"{name[0].upper()}{name[1:]}", _table(summarise(compared))]
     lines = [*_broken_lines(deployments, sections), *map(_calibration_text, calibrations)]
     show(*parts, *lines, *([f"saved to {out}"] if out else []))
 
 
-def _table(rows: Sequence[GroupError]) -> object:
+def _table(rows: Sequence[GroupError]) -> Table:
     shown = table("framework", "model", "GPU", "op", *_RIGHT, right=_RIGHT)
     for row in rows:
         errors = map(percent, (row.median_abs_error, row.mean_abs_error, row.p90_abs_error))
@@ -225,13 +227,13 @@ def _broken_lines(deployments: Sequence[Deployment], sections: Mapping[str, Sequ
     broken = named_broken(deployments)
     if not broken:
         return []
-    lines = ["Left out, as these measurements contradict themselves:"]
-    lines += [f"  {name}: {reason}" for name, reason in broken.items()]
+    lines = ["Left out, as these measurements contradict themselves:", ""]
+    lines += [f"- {name}: {reason}" for name, reason in broken.items()]
     for name, compared in sections.items():
         if any(one.broken for one in compared):
             with_them = {row.op: row for row in summarise(compared, broken=True) if row.framework == "all"}
             errors = [f"{op.upper()} {percent(row.median_abs_error)}" for op, row in with_them.items()]
-            lines.append(f"  medians with them, {name}: {', '.join(errors)}")
+            lines.append(f"- medians with them, {name}: {', '.join(errors)}")
     return lines
 
 
