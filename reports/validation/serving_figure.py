@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 BAND = 0.1
 """Half the width of the band around exact predictions."""
+_WIDE = 200
+"""Largest over smallest value from which on only powers of ten are labelled; more would overlap."""
 _WIDTH_IN, _HEIGHT_IN, _LEGEND_IN = 3.6, 3.6, 2.0
 
 
@@ -40,6 +42,8 @@ def draw_predictions(compared: Sequence[Comparison], path: Path) -> Path:
 
 def predictions(compared: Sequence[Comparison], series: Sequence[tuple[str, str]], axes: "Axes") -> "Axes":
     """One panel: measured to the right, predicted upwards, both in ms on logarithmic axes."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for number, (framework, model) in enumerate(series):
         points = [one for one in compared if (one.framework, one.model) == (framework, model)]
         measured = [one.measured_s * 1e3 for one in points]
@@ -64,5 +68,9 @@ def predictions(compared: Sequence[Comparison], series: Sequence[tuple[str, str]
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
     op = compared[0].op.upper() if compared else ""
     axes.set(title=op, xlabel="measured (ms)", ylabel="predicted (ms)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _WIDE * low else (1,)))
+        axis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+        axis.set_minor_locator(NullLocator())
     axes.grid(visible=True)
     return axes

@@ -344,7 +344,8 @@ def validate_serving(
     ] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Only so many measurements, spread over the data.")] = None,
     waves: Annotated[
-        int | None, typer.Option(min=3, help="Requests per slot of a closed loop; none: as many as the benchmark sent.")
+        int | None,
+        typer.Option(min=3, help="Requests per slot of a closed loop, at most as many as the benchmark sent."),
     ] = 4,
     max_concurrency: Annotated[
         int | None, typer.Option(min=1, help="Leave out measurements with more requests in flight.")
