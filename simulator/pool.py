@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config
-from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
+from moesim.hw_models.collective_table import ALL_TO_ALL, CollectiveTable
 from moesim.hw_models.system import System
 from moesim.simulator.memory import KvCache, MemoryPlan
 from moesim.simulator.parallelism import Parallelism
@@ -80,6 +80,6 @@ class KvTransfer:
 def _send(pool: Pool, nbytes: float) -> tuple[float, float]:
     """Seconds and joules in which the devices of one rank of `pool` send `nbytes` to other nodes, each its part."""
     devices = pool.parallelism.tp * pool.parallelism.pp
-    table = CollectiveTable.of(COLLECTIVES.index("all_to_all"), 2, 2, sent_internode_bytes=nbytes / devices)
+    table = CollectiveTable.of(ALL_TO_ALL, 2, 2, sent_internode_bytes=nbytes / devices)
     cost = pool.system.interconnect.price(table)
     return float(cost.time_s[0]), float(cost.energy_j[0]) * devices

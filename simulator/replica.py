@@ -106,7 +106,7 @@ class Replica:
 
     def _start_step(self) -> Passage | None:
         """Form a step of what every rank runs next and play it; None if nothing runs."""
-        parts = [rank.schedule() for rank in self.ranks]
+        parts = self._schedule()
         for index, rank in enumerate(self.ranks):
             while rank.new_pulls:
                 self.on_pull(self, index, rank.new_pulls.pop(0))
@@ -116,6 +116,14 @@ class Replica:
         used = max(1.0 - rank.free_bytes / rank.capacity_bytes for rank in self.ranks)
         repeats = self._repeat(parts) if self.fast_forward > 1 else 1
         return self._play(self._step(parts, repeats), repeats, waiting, used)
+
+    def _schedule(self) -> list[Scheduled]:
+        """What every rank runs next. What has only just arrived joins the step after, unless there is nothing else."""
+        parts = [rank.schedule() for rank in self.ranks]
+        arrived = [rank.take_arrivals() for rank in self.ranks]
+        if any(arrived) and not any(len(part.request) for part in parts):
+            parts = [rank.schedule() for rank in self.ranks]
+        return parts
 
     def _repeat(self, parts: Sequence[Scheduled]) -> int:
         """Schedule the same step as often as nothing changes, up to `fast_forward`; returns how often."""

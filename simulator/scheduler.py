@@ -18,10 +18,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from moesim.configs.loader import Config
 from moesim.simulator.communication import AllReduce, Communication, ExpertExchange
+from moesim.simulator.host import HostTime
 from moesim.simulator.memory import KvCache
 from moesim.simulator.prefix_cache import PrefixCache, block_bytes
 from moesim.units import Seconds
@@ -29,6 +30,8 @@ from moesim.workloads.prefix_blocks import PrefixBlocks
 from moesim.workloads.requests import Requests
 
 Indices = NDArray[np.int64]
+TimedKind = Literal["attention", "experts", "dense", "communication", "other", "prompts"]
+"""What a time scale applies to: kinds of operators, and all operators of steps with prompts."""
 
 
 class SchedulerSettings(Config):
@@ -46,7 +49,32 @@ class SchedulerSettings(Config):
         description="how prompts run: cut into chunks beside decodes (vLLM); in steps of their own, cut at the token "
         "budget, while decodes pause (SGLang); never cut, beside decodes when the budget has room (TensorRT-LLM)",
     )
-    async_host: bool = Field(False, description="the host prepares the next step while the devices run this one")
+    async_host: bool = Field(
+        False,
+        description="the host prepares the next step while the devices run this one; a request that arrives "
+        "meanwhile runs in the step after the next",
+    )
+    exposed_host_s: Seconds = Field(
+        0.0, description="host time per step that devices wait for even if the host works ahead; calibrated, else 0"
+    )
+    sequence_host_s: Seconds = Field(
+        0.0, description="the same per sequence of the step: sampling, bookkeeping, streaming; calibrated, else 0"
+    )
+    request_host_s: Seconds = Field(
+        0.0,
+        description="from a request's arrival until it is queued: HTTP, tokenizer, other processes; calibrated, else 0",
+    )
+    eager_layer_s: Seconds = Field(
+        0.0,
+        description="least time per layer of a step with prompts, the kernels of which are launched one by one instead "
+        "of as a CUDA graph; calibrated, else 0",
+    )
+    time_scale: dict[TimedKind, PositiveFloat] = Field(
+        default_factory=dict,
+        description="factors on the device time of kinds of operators, a result of calibration against a measured "
+        "server: attention, experts, dense (other matrix products), communication, other; and prompts, on "
+        "everything in steps with prompts; 1 where left out",
+    )
     prefix_caching: bool = Field(
         False,
         description="prompts that start alike share KV blocks; needs requests with `hash_ids` (Mooncake traces); "
@@ -72,6 +100,12 @@ class SchedulerSettings(Config):
     def communication(self) -> Communication:
         """Which kernels the engine communicates with."""
         return Communication(self.all_reduce, self.expert_exchange)
+
+    @property
+    def host(self) -> HostTime:
+        """What the host costs a step."""
+        exposed = self.exposed_host_s, self.sequence_host_s, self.eager_layer_s
+        return HostTime(self.host_overhead_s, self.async_host, *exposed)
 
 
 @dataclass
@@ -134,6 +168,7 @@ class RankScheduler:
 
     Attributes:
         waiting: requests that have not started here.
+        arriving: requests that came after the next step was formed, where the host works ahead.
         running: requests that have, in the order in which they were admitted.
         pulling: requests with room for their cache, which is on its way from the rank that computed it.
         parked: bytes of the caches that other ranks have yet to pull from here, by request.
@@ -164,6 +199,8 @@ class RankScheduler:
         self.states, self.settings, self.cache, self.stages, self.parks = states, settings, cache, stages, parks
         self.capacity_bytes = self.free_bytes = kv_bytes
         self.waiting: deque[int] = deque()
+        self.arriving: list[int] = []
+        self._waits_for_next_step = False
         self.running: Indices = np.zeros(0, dtype=np.int64)
         self.pulling: set[int] = set()
         self.parked: dict[int, float] = {}
@@ -176,7 +213,7 @@ class RankScheduler:
     @property
     def outstanding(self) -> int:
         """Requests waiting, on their way here or running."""
-        return len(self.waiting) + len(self.pulling) + len(self.running)
+        return len(self.arriving) + len(self.waiting) + len(self.pulling) + len(self.running)
 
     def cached_tokens(self, request: int) -> int:
         """Leading tokens of a prompt that are in the cache."""
@@ -186,7 +223,17 @@ class RankScheduler:
 
     def submit(self, request: int) -> None:
         """Take a request into the queue."""
-        self.waiting.append(request)
+        if self.settings.async_host:
+            self.arriving.append(request)
+        else:
+            self.waiting.append(request)
+
+    def take_arrivals(self) -> bool:
+        """Queue what has arrived since the step was formed that has just been scheduled; whether there was any."""
+        self._waits_for_next_step = bool(self.arriving)
+        self.waiting.extend(self.arriving)
+        self.arriving.clear()
+        return self._waits_for_next_step
 
     def schedule(self) -> Scheduled:
         """Pick the next step and reserve its cache; no sequences when there is nothing to do.
@@ -337,10 +384,10 @@ class RankScheduler:
         """How many steps, up to `most`, would be `scheduled` again if nothing arrived.
 
         That is until a sequence ends or the cache is full; 1 if not all sequences decode. What waits could not start in
-        this step, and in the next ones there is less room.
+        this step, and in the next ones there is less room, unless it has only just been queued.
         """
         states, request = self.states, scheduled.request
-        if len(request) < len(self.running) or not (states.generated[request] > 0).all():
+        if self._waits_for_next_step or len(request) < len(self.running) or not (states.generated[request] > 0).all():
             return 1
         left = states.output[request] - states.generated[request]
         repeats = min(most, int(left.min(initial=most)))

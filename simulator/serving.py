@@ -4,6 +4,7 @@ SimPy keeps the clock of the outer world (arrivals, ends of steps, transfers of 
 its own clock from 0, and its makespan is added once, so a step's duration does not depend on when it happens.
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -91,6 +92,7 @@ class ServingLoop:
         self.decoding = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role == "decode"])
         self.policy = POLICIES[self.load_balancing]
         self.next_request = self.finished = 0
+        self._on_their_way: deque[float] = deque()  # when those that have arrived will be queued
         concurrency = self.requests.concurrency
         self.env.process(self._open_loop() if concurrency is None else self._closed_loop(concurrency))
         self.env.run()
@@ -128,15 +130,32 @@ class ServingLoop:
         last = min(self.next_request + count, len(self.requests))
         for request in range(self.next_request, last):
             self.record.arrival_s[request] = now_s
-            rank = self._deal(request, self.first)
-            self.record.prefill_replica[request] = rank.replica.number
+            delay_s = self.pipelines[0].pool.scheduler.request_host_s
+            if delay_s > 0:
+                self._on_their_way.append(now_s + delay_s)
+                self.env.process(self._queue_later(request, delay_s))
+            else:
+                self._queue(request)
         self.next_request = last
 
+    def _queue_later(self, request: int, delay_s: float) -> Generator[simpy.Event, None, None]:
+        """Requests pass through other processes before the engine sees them."""
+        yield self.env.timeout(delay_s)
+        self._on_their_way.popleft()
+        self._queue(request)
+
+    def _queue(self, request: int) -> None:
+        """The engine that will run its prompt sees a request."""
+        rank = self._deal(request, self.first)
+        self.record.prefill_replica[request] = rank.replica.number
+
     def _next_arrival_s(self) -> float:
-        """When the next request arrives; infinite if that depends on completions."""
+        """When the next request is queued; infinite if that depends on completions."""
+        if self._on_their_way:
+            return self._on_their_way[0]
         if self.requests.concurrency is not None or self.next_request == len(self.requests):
             return np.inf
-        return float(self.requests.arrival_s[self.next_request])
+        return float(self.requests.arrival_s[self.next_request]) + self.pipelines[0].pool.scheduler.request_host_s
 
     def _deal(self, request: int, group: Group) -> Rank:
         """Send a request to one of the ranks of `group`."""

@@ -2,8 +2,8 @@
 
 The graph keeps its shape from step to step, so it is built once; a step only refills durations. A task's duration is
 an entry of one cost vector: the operator rows once per processor of a device, then the collective rows, then the
-host's overhead, then zero for joins. Every operator has a task on each processor, and its successors wait for all of
-them: the share of a processor that takes no part lasts no time.
+host's time before the devices and beside them, then zero for joins. Every operator has a task on each processor, and
+its successors wait for all of them: the share of a processor that takes no part lasts no time.
 
     attention_norm  qkv  rope  attention  attention_out  [all_reduce over tp]
     ffn_norm  router  top_k  [dispatch]  shared experts  experts  [combine]       dp > 1: all-to-all over the replica
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from moesim.simulator.collectives import SEND, CollectivePlan
 from moesim.simulator.graph import NO_LAYER, TaskGraph
 from moesim.simulator.graph_builder import GraphBuilder
+from moesim.simulator.host import HostTime
 from moesim.workloads.models import MoE
 from moesim.workloads.operator_plan import EXPERTS, OperatorPlan
 
@@ -43,7 +44,7 @@ def build_step_graph(
     collectives: CollectivePlan,
     processors: Sequence[str],
     *,
-    async_host: bool,
+    host: HostTime,
     first_device: int = 0,
 ) -> StepGraph:
     """The graph of every step of `plan`.
@@ -52,12 +53,12 @@ def build_step_graph(
         plan: the operators.
         collectives: the communication rows.
         processors: names of a device's processors.
-        async_host: the engine prepares the next step while the devices run this one; otherwise devices wait.
+        host: what the host does, before the devices start or beside them.
         first_device: number of the stage's first device, for names and results.
     """
     tasks = _StepTasks(plan, collectives, processors, first_device)
     if plan.before:
-        tasks.host(blocking=not async_host)
+        tasks.host(host)
         tasks.operators(plan.before, NO_LAYER)
         tasks.group_collective("all_reduce", NO_LAYER)
     else:
@@ -97,7 +98,7 @@ class _StepTasks:
         return range(len(self.last))
 
     def _join(self, layer: int, after: Iterable[int]) -> int:
-        self.source.append(self.host_source + 1)
+        self.source.append(self.host_source + 2)
         return self.builder.join(after, layer)
 
     def _compute(self, device: int, row: int, kind: str, layer: int) -> None:
@@ -108,12 +109,16 @@ class _StepTasks:
             tasks.append(self.builder.add(stream, kind, layer, self.first_device + device, after=self.last[device]))
         self.last[device] = tasks
 
-    def host(self, *, blocking: bool) -> None:
-        """Work of the host before a step: the devices wait for it, or it runs beside them."""
-        self.source.append(self.host_source)
-        task = self.builder.add(self.builder.stream(HOST), HOST)
-        if blocking:
-            self.last = [[task] for _ in self.devices]
+    def host(self, host: HostTime) -> None:
+        """Work of the host: what the devices wait for, and what runs beside them."""
+        before: list[int] = []
+        if host.blocks:
+            self.source.append(self.host_source)
+            before = [self.builder.add(self.builder.stream(HOST), HOST)]
+            self.last = [list(before) for _ in self.devices]
+        if host.runs_beside:
+            self.source.append(self.host_source + 1)
+            self.builder.add(self.builder.stream(HOST), HOST, after=before)
 
     def operators(self, positions: Sequence[int], layer: int) -> None:
         """The given operators in order, on every device."""

@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 
 from moesim.hw_models.system import System
 from moesim.simulator.collectives import CollectivePlan
-from moesim.simulator.communication import Communication
 from moesim.simulator.engines import get_engine
 from moesim.simulator.expert_exchange import Traffic
 from moesim.simulator.graph import TaskGraph, Timeline
 from moesim.simulator.parallelism import Parallelism
 from moesim.simulator.placement import Placement
+from moesim.simulator.scheduler import SchedulerSettings, TimedKind
 from moesim.simulator.step_graph import HOST, build_step_graph
 from moesim.workloads.models import Model
+from moesim.workloads.operator_parts import Operator
 from moesim.workloads.operator_plan import OperatorPlan
 from moesim.workloads.operator_table import OperatorTable
 from moesim.workloads.steps import PHASES, Step, StepTokens
@@ -75,7 +76,8 @@ class StepSimulator:
         device_offset: what is added to it in names and results, where there are several systems.
         totals: sums over the steps played so far.
         names: what each row of the cost vector is, such as "qkv" or "dispatch".
-        host_row: position of the host's time in the cost vector.
+        host: what the host does.
+        host_rows: positions of the host's times in the cost vector.
         tasks_per_row: int64[row], tasks of the step graph that each row of the cost vector prices.
     """
 
@@ -84,9 +86,7 @@ class StepSimulator:
     parallelism: Parallelism
     placement: Placement | None
     engine: str
-    host_overhead_s: float
-    async_host: bool
-    communication: Communication
+    settings: SchedulerSettings
     layers: range
     first_device: int = 0
     device_offset: int = 0
@@ -95,21 +95,23 @@ class StepSimulator:
     def __post_init__(self) -> None:
         p = self.parallelism
         slots = self.placement.slots_per_rank if self.placement else None
+        self.host = self.settings.host
         self.plan = OperatorPlan(self.model, tp=p.tp, dp=p.dp, ep=p.ep, slots=slots, layers=self.layers)
         self.collectives = CollectivePlan(
-            self.plan, self.system.devices_per_node, self.communication, self.first_device
+            self.plan, self.system.devices_per_node, self.settings.communication, self.first_device
         )
         self.processors = tuple(self.system.device.processors)
         self.step_graph = build_step_graph(
             self.plan,
             self.collectives,
             self.processors,
-            async_host=self.async_host,
+            host=self.host,
             first_device=self.device_offset + self.first_device,
         )
         self._run = get_engine(self.engine)
         self.names = self._row_names()
-        self.host_row = len(self.names) - 2
+        self.host_rows = slice(len(self.names) - 3, len(self.names) - 1)
+        self._scale = self._time_scale()
         self.tasks_per_row = np.bincount(self.step_graph.source, minlength=len(self.names))
         rows = len(self.names)
         experts = (len(self.plan.experts.layers), self.plan.experts.block.experts) if self.plan.experts else (0, 0)
@@ -121,12 +123,28 @@ class StepSimulator:
     def _row_names(self) -> list[str]:
         operators = [operator.name for operator in self.plan.operators] * self.plan.dp
         experts = ["experts"] * (self.plan.rows - len(operators))
-        return [*(operators + experts) * len(self.processors), *self.collectives.names, HOST, "join"]
+        return [*(operators + experts) * len(self.processors), *self.collectives.names, HOST, HOST, "join"]
 
-    @property
-    def host_s(self) -> float:
-        """Host time per step: that of the first stage, 0 on the others."""
-        return self.host_overhead_s if self.plan.before else 0.0
+    def _time_scale(self) -> NDArray[np.float64]:
+        """float64[row of the cost vector]: the calibrated factor of each operator and collective."""
+        kinds: list[TimedKind] = [_kind(operator) for operator in self.plan.operators]
+        kinds = kinds * self.plan.dp + ["experts"] * (self.plan.rows - len(kinds) * self.plan.dp)
+        kinds = kinds * len(self.processors) + ["communication"] * self.collectives.rows
+        return np.array([self.settings.time_scale.get(kind, 1.0) for kind in kinds])
+
+    def kind_of(self, name: str) -> TimedKind:
+        """What kind of operator or collective `name` is, as time scales tell them apart."""
+        if name in self.collectives.names:
+            return "communication"
+        operator = next((operator for operator in self.plan.operators if operator.name == name), None)
+        return "experts" if operator is None else _kind(operator)
+
+    def _host_s(self, step: Step) -> tuple[float, float]:
+        """Host time before and beside the devices: on the first stage, 0 on the others."""
+        if not self.plan.before:
+            return 0.0, 0.0
+        beside_s = self.host.beside_s(len(self.layers), has_prompts=not step.decodes.all())
+        return self.host.blocking_s(len(step)), beside_s
 
     @property
     def devices(self) -> range:
@@ -148,14 +166,16 @@ class StepSimulator:
         costs = self.system.device.price(table)
         links = self.system.interconnect.price(self.collectives.table(features, traffic, slot_tokens))
         prices = (*costs, links)
-        time_s = np.concatenate([*(price.time_s for price in prices), (self.host_s, 0.0)])
+        host_s = self._host_s(step)
+        scale = self._scale if step.decodes.all() else self._scale * self.settings.time_scale.get("prompts", 1.0)
+        time_s = np.concatenate([np.concatenate([price.time_s for price in prices]) * scale, (*host_s, 0.0)])
         graph = self.step_graph.graph.with_durations(time_s[self.step_graph.source])
         timeline = self._run(graph)
-        energy_j = np.concatenate([*(price.energy_j for price in prices), (0.0, 0.0)])
-        extrapolated = np.concatenate([*(price.extrapolated for price in prices), (False, False)])
+        energy_j = np.concatenate([*(price.energy_j for price in prices), np.zeros(3)])
+        extrapolated = np.concatenate([*(price.extrapolated for price in prices), np.zeros(3, np.bool_)])
         elapsed_s = self._elapsed(time_s)
         self._account(repeats, time_s, elapsed_s, energy_j, extrapolated, table)
-        waiting_j = self._waiting_j(elapsed_s, timeline)
+        waiting_j = self._waiting_j(elapsed_s, timeline, host_s[0])
         self.totals.waiting_j += repeats * waiting_j
         step_energy_j, imbalance = float(energy_j @ self.tasks_per_row) + waiting_j, _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
@@ -212,17 +232,23 @@ class StepSimulator:
         elapsed[:rows] = time_s[: count * rows].reshape(count, rows).max(axis=0)
         return elapsed
 
-    def _waiting_j(self, elapsed_s: NDArray[np.float64], timeline: Timeline) -> float:
+    def _waiting_j(self, elapsed_s: NDArray[np.float64], timeline: Timeline, blocking_s: float) -> float:
         """Active energy of devices that compute nothing: collectives are kernels that poll, and so is waiting in them.
 
         Prices of operators hold their own active energy. While only the host works, devices are idle.
         """
         rows, devices = self.plan.rows, self.plan.dp * self.plan.tp
         computing_s = elapsed_s[:rows] @ self.tasks_per_row[:rows]
-        first_on_device = 1 if self.plan.before else 0  # the host, where there is one, is task 0
+        first_on_device = self.host.tasks if self.plan.before else 0  # those of the host come first
         end_s = timeline.finish_s[first_on_device:].max()
-        at_work_s = float(end_s) - (0.0 if self.async_host else self.host_s)
+        at_work_s = float(end_s) - blocking_s
         return self.system.device.active_w * max(0.0, devices * at_work_s - float(computing_s))
+
+
+def _kind(operator: Operator) -> TimedKind:
+    if operator.name == "attention":
+        return "attention"
+    return "dense" if operator.k and operator.n else "other"
 
 
 def _imbalance(slot_tokens: NDArray[np.int64] | None, plan: OperatorPlan) -> float:

@@ -114,6 +114,7 @@ def _extrapolated_share(served: Served) -> float:
     priced = extrapolated = 0.0
     for stage in served.stages:
         totals, tasks = stage.totals, stage.tasks_per_row
-        priced += float(totals.time_s @ tasks) - float(totals.time_s[stage.host_row] * tasks[stage.host_row])
+        host = stage.host_rows
+        priced += float(totals.time_s @ tasks) - float(totals.time_s[host] @ tasks[host])
         extrapolated += float(totals.extrapolated_s @ tasks)
     return extrapolated / priced if priced else 0.0

@@ -121,6 +121,16 @@ class SyntheticRequests(_ArrivalsConfig):
     output_tokens: Length = Field(description="output length in tokens")
 
 
+class ListedRequests(_RequestsConfig):
+    """Requests one by one, in order of arrival."""
+
+    kind: Literal["listed"]
+    arrival_s: list[float] = Field(description="arrivals in seconds from the start, ascending")
+    prompt_tokens: list[int] = Field(description="prompt length of each request")
+    output_tokens: list[int] = Field(description="output length of each request")
+    num_requests: PositiveInt | None = Field(None, description="the first so many, at most; none: all")
+
+
 class TraceRequests(_ArrivalsConfig):
     """The requests of the routing trace that the scenario replays."""
 
@@ -136,7 +146,9 @@ def _shorthand(value: Any) -> Any:
 
 
 RequestsConfig = Annotated[
-    FileRequests | SyntheticRequests | TraceRequests, Field(discriminator="kind"), BeforeValidator(_shorthand)
+    FileRequests | SyntheticRequests | ListedRequests | TraceRequests,
+    Field(discriminator="kind"),
+    BeforeValidator(_shorthand),
 ]
 
 
@@ -152,7 +164,7 @@ def load_requests(
 
     Args:
         reference: name of a shipped configuration; path of a YAML file; path of a request file (`.csv`, `.jsonl`, ...);
-            `trace`; or a mapping with `kind` file, synthetic or trace.
+            `trace`; or a mapping with `kind` file, synthetic, listed or trace.
         rng: draws lengths and arrivals.
         base: folder that relative paths start from, as in `moesim.configs.loader.find`.
         num_requests: in place of the one in the configuration.
@@ -216,6 +228,9 @@ def _requests(
     if isinstance(config, FileRequests):
         path = folder_of(document, "path", base) / Path(config.path).expanduser()
         requests = _of_file(path, config.prefix_block_tokens)
+    elif isinstance(config, ListedRequests):
+        prompt, output = np.array(config.prompt_tokens, np.int64), np.array(config.output_tokens, np.int64)
+        requests = Requests(np.array(config.arrival_s), prompt, output, config.source or document.place())
     elif trace is None:
         raise ConfigError(document.place(), "requests of kind trace need routing that is a trace")
     else:

@@ -33,8 +33,14 @@ search_app = typer.Typer(
     help="Which choice is best, and how far from the best it can be at most.",
     epilog=_examples("moesim search placement --trace gpt-oss-20b --devices 8 --slots 40"),
 )
+validate_app = typer.Typer(
+    no_args_is_help=True,
+    help="How far predictions are from what was measured.",
+    epilog=_examples("moesim validate serving --data ./serving"),
+)
 app.add_typer(search_app, name="search")
 app.add_typer(trace_app, name="trace")
+app.add_typer(validate_app, name="validate")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
@@ -336,6 +342,65 @@ def search_placement(
         "seed": seed,
     }
     placement_command(trace, loads, model, settings, output=output, as_json=as_json)
+
+
+@validate_app.command(
+    "serving",
+    epilog=_examples(
+        "moesim validate serving --data ./serving --sample 30",
+        "moesim validate serving --data ./serving --fit --runs runs --out out/serving",
+        "moesim validate serving --result vllm-result.json --scenario llama-3.1-8b",
+    ),
+)
+def validate_serving(
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with silicon_points.csv or recorded runs, at any depth."),
+    ] = None,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Result of `vllm bench serve` (.json) or `sglang.bench_serving` (.jsonl)."),
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="With --result: the server, as a shipped scenario or YAML file.")
+    ] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Only so many measurements, spread over the data.")] = None,
+    waves: Annotated[
+        int | None,
+        typer.Option(min=3, help="Requests per slot of a closed loop, at most as many as the benchmark sent."),
+    ] = 4,
+    max_concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Leave out measurements with more requests in flight.")
+    ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Also fit host times and time scales, and test them on deployments left out."),
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep outcomes there, and replay only what is missing.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write tables (.csv, .md, .json) and figures there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay measured servers through the simulator and compare TTFT, TPOT and E2E."""
+    from moesim.cli.validate import serving_command
+
+    serving_command(
+        data,
+        result or [],
+        scenario,
+        sample=sample,
+        waves=waves,
+        max_concurrency=max_concurrency,
+        fits=fit,
+        workers=workers,
+        runs=runs,
+        out=out,
+        as_json=as_json,
+    )
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))

@@ -1,0 +1,135 @@
+"""A replay boiled down to what calibration needs: where the time of the mean request went, step kind by step kind.
+
+In a closed loop a step's sequences do not depend on how long steps take: a completion brings the next request. So mean
+TTFT and TPOT are sums over steps, `sum(weight[step] * duration[step])`, with weights that stay as they are when
+durations are scaled. That makes trying other constants a matter of microseconds (`mean_s`), and exact; with
+data-parallel ranks nearly so, as waiting for the slowest rank is scaled with the experts.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.simulator.replica import Passage
+from moesim.simulator.scheduler import SchedulerSettings
+from moesim.simulator.serving_record import ServingRecord
+from moesim.simulator.step_simulator import StepSimulator
+
+Floats = NDArray[np.float64]
+KINDS = ("attention", "experts", "dense", "communication", "other")
+"""Kinds of operators whose time is scaled."""
+
+
+class ProfileRecorder:
+    """Observes a run: seconds on one device by kind of operator, for every step of a single replica."""
+
+    def __init__(self, stage: StepSimulator) -> None:
+        """Observe the steps of `stage`."""
+        graph = stage.step_graph.graph
+        kinds = np.array([KINDS.index(stage.kind_of(name)) if name != "host" else -1 for name in graph.kinds])
+        first = graph.device == stage.devices[0]
+        self._tasks = np.flatnonzero(first & (graph.stream >= 0) & (kinds[graph.kind] >= 0))
+        self._kind = kinds[graph.kind[self._tasks]]
+        self.layers = len(stage.layers)
+        self.steps: list[tuple[float, ...]] = []
+
+    def note_step(self, _number: int, _replica: int, passage: Passage) -> None:
+        """A step starts."""
+        outcome, step = passage.outcomes[0], passage.step
+        seconds = np.bincount(self._kind, outcome.graph.duration_s[self._tasks], len(KINDS))
+        devices_s = outcome.timeline.finish_s[outcome.graph.device >= 0].max() - _blocking_s(outcome.graph)
+        seconds[KINDS.index("experts")] += max(0.0, devices_s - seconds.sum())  # waiting for other ranks
+        self.steps.append((passage.repeats, len(step), not step.decodes.all(), *seconds))
+
+
+def _blocking_s(graph: Any) -> float:
+    """When the devices start."""
+    first = int(np.flatnonzero((graph.device >= 0) & (graph.stream >= 0))[0])
+    before = graph.duration_s[:first]
+    return float(before[0]) if len(before) and graph.predecessor_count[first] else 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Steps of a replay, those that only decode summed up into one row.
+
+    Attributes:
+        weights: float64[row, 2], how much a row's duration counts in mean TTFT and mean TPOT.
+        seconds: float64[row, kind], device time before any scaling.
+        sequences: float64[row].
+        prompts: float64[row], 1 where the step has prompts.
+        layers: of the model.
+    """
+
+    weights: Floats
+    seconds: Floats
+    sequences: Floats
+    prompts: Floats
+    layers: int
+
+    @classmethod
+    def of(cls, recorder: ProfileRecorder, record: ServingRecord, request_weights: Floats, later: Floats) -> Self:
+        """From an observed run.
+
+        Args:
+            recorder: that observed it.
+            record: of the run.
+            request_weights: float64[request], share of each request in the means.
+            later: float64[request], output tokens after the first, as the client counts them.
+        """
+        columns = np.array(recorder.steps)
+        repeats, sequences, prompts, seconds = columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3:]
+        weights = np.stack(_step_weights(record, request_weights, later), axis=1) * repeats[:, None]
+        decodes = prompts == 0
+        rows = [(weights[~decodes], seconds[~decodes], sequences[~decodes], prompts[~decodes])]
+        for op in range(2):  # the steps that only decode, as one row of the mean for each op
+            share = weights[decodes, op]
+            total = share.sum()
+            mean = share / total if total > 0 else share
+            one = np.zeros((1, 2))
+            one[0, op] = total
+            rows.append((one, (mean @ seconds[decodes])[None], np.array([mean @ sequences[decodes]]), np.zeros(1)))
+        joined = [np.concatenate([row[column] for row in rows]) for column in range(4)]
+        return cls(joined[0], joined[1], joined[2], joined[3], recorder.layers)
+
+    def mean_s(self, settings: SchedulerSettings) -> Floats:
+        """float64[2]: mean TTFT and TPOT under the host times and time scales of `settings`."""
+        scale = np.array([settings.time_scale.get(kind, 1.0) for kind in KINDS])  # type: ignore[call-overload]
+        prompts_scale = settings.time_scale.get("prompts", 1.0)
+        means = self._mean_s(settings.host, scale, prompts_scale)
+        means[0] += settings.request_host_s
+        return means
+
+    def _mean_s(self, host: Any, scale: Floats, prompts_scale: float) -> Floats:
+        devices_s = (self.seconds @ scale) * np.where(self.prompts > 0, prompts_scale, 1.0)
+        beside_s = np.where(
+            self.prompts > 0,
+            host.beside_s(self.layers, has_prompts=True),
+            host.beside_s(self.layers, has_prompts=False),
+        )
+        blocking_s = host.blocking_s(0) + host.per_sequence_s * self.sequences
+        duration_s: Floats = blocking_s + np.maximum(devices_s, beside_s)
+        means: Floats = duration_s @ self.weights
+        return means
+
+
+def _step_weights(record: ServingRecord, shares: Floats, later: Floats) -> tuple[Floats, Floats]:
+    """float64[step] each: share of the requests that wait for their first token in a step, and that decode in it."""
+    steps = record.steps
+    end_s = steps["start_s"] + steps["duration_s"]
+    edges = [np.searchsorted(end_s, time_s - 1e-9) for time_s in (record.arrival_s, record.first_token_s)]
+    arrived, first = edges[0], edges[1] + 1
+    arrived = np.where(np.append(end_s, np.inf)[arrived] <= record.arrival_s + 1e-9, arrived + 1, arrived)
+    last = np.searchsorted(end_s, record.last_token_s - 1e-9) + 1
+    per_token = np.divide(shares, later, out=np.zeros(len(shares)), where=later > 0)
+    per_token *= 1.0 / shares[later > 0].sum()
+    return _spread(arrived, first, shares, len(end_s)), _spread(first, last, per_token, len(end_s))
+
+
+def _spread(start: NDArray[np.int64], stop: NDArray[np.int64], value: Floats, steps: int) -> Floats:
+    """float64[step]: sum of the values of all spans [start, stop) that hold a step."""
+    change = np.bincount(start, value, steps + 1) - np.bincount(stop, value, steps + 1)
+    total: Floats = np.cumsum(change)[:steps]
+    return total

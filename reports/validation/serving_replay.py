@@ -1,0 +1,116 @@
+"""Replaying deployments on several processes; what is there already is not simulated again."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moesim.errors import InputError
+from moesim.reports.validation.serving_deployment import OPS, STATISTICS, Deployment, request_weights, statistics
+from moesim.reports.validation.serving_profile import Profile, ProfileRecorder
+from moesim.search.runs import setup_key
+from moesim.simulator.metrics import request_latencies
+from moesim.simulator.scenario import Setup, load_scenario, prepare
+from moesim.simulator.simulate import build_pipelines, serve
+
+_PROFILE = ("weights", "seconds", "sequences", "prompts")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a replay gave.
+
+    Attributes:
+        predicted_s: seconds by op and statistic; None if the deployment cannot be simulated.
+        refusal: why it cannot.
+        profile: for calibration; None where one does not describe the run (several replicas, or an open loop).
+    """
+
+    predicted_s: dict[str, dict[str, float]] | None
+    refusal: str | None = None
+    profile: Profile | None = None
+
+
+def replay_all(
+    deployments: Sequence[Deployment], *, workers: int = 1, runs: Path | None = None
+) -> Iterator[tuple[int, Outcome]]:
+    """(position, outcome) of every deployment, as they finish.
+
+    Args:
+        deployments: what to replay.
+        workers: processes; 1 simulates in this one.
+        runs: folder in which outcomes are kept, and from which those that are there already are taken.
+    """
+    if workers == 1 or len(deployments) == 1:
+        yield from ((position, replay(deployment, runs)) for position, deployment in enumerate(deployments))
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        futures = {pool.submit(replay, deployment, runs): position for position, deployment in enumerate(deployments)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def replay(deployment: Deployment, runs: Path | None = None) -> Outcome:
+    """Simulate one deployment, or take what a former run of it gave."""
+    if deployment.scenario is None:
+        return Outcome(None, deployment.unanswered)
+    try:
+        setup = prepare(*load_scenario(deployment.scenario, deployment.assignments))
+    except InputError as error:
+        return Outcome(None, str(error))
+    kept = None if runs is None else runs / f"{setup_key(setup)}.npz"
+    if kept is not None and kept.exists():
+        return _load(kept)
+    outcome = _simulate(deployment, setup)
+    if kept is not None:
+        _save(kept, outcome)
+    return outcome
+
+
+def _simulate(deployment: Deployment, setup: Setup) -> Outcome:
+    pipelines = build_pipelines(setup)
+    profiled = len(pipelines) == 1 and len(pipelines[0].stages) == 1 and setup.requests.concurrency is not None
+    recorder = ProfileRecorder(pipelines[0].stages[0]) if profiled else None
+    record = serve(setup, pipelines, on_step=recorder.note_step if recorder else None)
+    outputs = setup.requests.output_tokens
+    table = request_latencies(record.arrival_s, record.first_token_s, record.last_token_s, outputs)
+    weights = request_weights(deployment, len(outputs))
+    predicted_s = statistics(table, weights, deployment.tokens_per_step)
+    if recorder is None:
+        return Outcome(predicted_s)
+    later = (outputs - 1).astype(np.float64) * deployment.tokens_per_step
+    return Outcome(predicted_s, profile=Profile.of(recorder, record, weights, later))
+
+
+def _save(path: Path, outcome: Outcome) -> None:
+    """Write the outcome whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = outcome.predicted_s or {}
+    numbers = np.array([[held.get(op, {}).get(name, np.nan) for name in STATISTICS] for op in OPS])
+    profile = outcome.profile
+    parts = {} if profile is None else {name: getattr(profile, name).astype(np.float32) for name in _PROFILE}
+    if profile is not None:
+        parts["layers"] = np.array(profile.layers)
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    np.savez_compressed(unfinished, predicted_s=numbers, **parts)
+    unfinished.replace(path)
+
+
+def _load(path: Path) -> Outcome:
+    with np.load(path) as held:
+        numbers = held["predicted_s"]
+        predicted_s = {
+            op: {name: float(value) for name, value in zip(STATISTICS, row, strict=True) if not np.isnan(value)}
+            for op, row in zip(OPS, numbers, strict=True)
+        }
+        if "layers" not in held:
+            return Outcome(predicted_s)
+        weights, seconds, sequences, prompts = (held[name].astype(np.float64) for name in _PROFILE)
+        return Outcome(predicted_s, profile=Profile(weights, seconds, sequences, prompts, int(held["layers"])))

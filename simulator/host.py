@@ -1,0 +1,45 @@
+"""What the host of a serving engine costs a step, beside what its devices do."""
+
+from typing import NamedTuple
+
+
+class HostTime(NamedTuple):
+    """Host time of the steps of one replica; the terms are those of `SchedulerSettings`.
+
+    Attributes:
+        overhead_s: preparing a step.
+        ahead: the step is prepared while the devices run the one before.
+        exposed_s: of a step, that devices wait for although the host works ahead.
+        per_sequence_s: the same, for each sequence of the step.
+        eager_layer_s: launching the kernels of one layer one by one, as in steps with prompts.
+    """
+
+    overhead_s: float = 0.0
+    ahead: bool = False
+    exposed_s: float = 0.0
+    per_sequence_s: float = 0.0
+    eager_layer_s: float = 0.0
+
+    @property
+    def blocks(self) -> bool:
+        """Whether devices ever wait for the host before a step."""
+        return not self.ahead or self.exposed_s > 0 or self.per_sequence_s > 0
+
+    @property
+    def runs_beside(self) -> bool:
+        """Whether the host ever works beside the devices."""
+        return self.ahead or self.eager_layer_s > 0
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of the host in a step's graph."""
+        return self.blocks + self.runs_beside
+
+    def blocking_s(self, sequences: int) -> float:
+        """Before the devices start."""
+        return self.exposed_s + self.per_sequence_s * sequences + (0.0 if self.ahead else self.overhead_s)
+
+    def beside_s(self, layers: int, *, has_prompts: bool) -> float:
+        """Beside the devices, which are not done before the host is."""
+        ahead_s = self.overhead_s if self.ahead else 0.0
+        return max(ahead_s, self.eager_layer_s * layers if has_prompts else 0.0)

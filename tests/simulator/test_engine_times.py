@@ -1,0 +1,95 @@
+"""Host times, requests that join late, and time scales: what calibration of a serving engine sets."""
+
+import numpy as np
+import pytest
+
+from moesim.simulator.simulate import simulate
+
+
+def scheduler(**settings):
+    return {"token_budget": 256, "max_num_seqs": 16, "host_overhead_s": 0.0} | settings
+
+
+def listed(arrival_s, prompt=100, outputs=50):
+    count = len(arrival_s)
+    return {
+        "kind": "listed",
+        "arrival_s": arrival_s,
+        "prompt_tokens": [prompt] * count,
+        "output_tokens": [outputs] * count,
+    }
+
+
+def test_exposed_host_time_stands_before_every_step(tiny):
+    plain = simulate(tiny(scheduler=scheduler(async_host=True), concurrency=4))
+    held = simulate(tiny(scheduler=scheduler(async_host=True, exposed_host_s=0.01), concurrency=4))
+    steps = plain.tables["steps"]["duration_s"], held.tables["steps"]["duration_s"]
+    assert steps[1] - steps[0] == pytest.approx(0.01, rel=1e-9)
+
+
+def test_host_time_per_sequence_counts_sequences(tiny):
+    plain, held = (simulate(tiny(scheduler=scheduler(sequence_host_s=s), concurrency=4)).tables for s in (0, 0.001))
+    more = held["steps"]["duration_s"] - plain["steps"]["duration_s"]
+    assert more == pytest.approx(0.001 * plain["steps"]["sequences"], rel=1e-9)
+
+
+@pytest.mark.parametrize("async_host", [False, True])
+def test_only_steps_with_prompts_have_a_launch_floor(tiny, async_host):
+    settings = scheduler(async_host=async_host, eager_layer_s=0.01)
+    steps = simulate(tiny(scheduler=settings, concurrency=4)).tables["steps"]
+    prompts = steps["prefill_tokens"] > 0
+    assert steps["duration_s"][prompts] == pytest.approx(0.04, rel=1e-9)  # four layers
+    assert steps["duration_s"][~prompts].max() < 0.01
+
+
+def test_time_scales_apply_to_their_kind_alone(tiny):
+    plain = simulate(tiny(4, parallelism={"tp": 4}, scheduler=scheduler(), concurrency=4)).summary
+    scales = {"attention": 2.0, "experts": 3.0, "dense": 4.0, "communication": 5.0, "other": 6.0}
+    settings = scheduler(time_scale=scales)
+    scaled = simulate(tiny(4, parallelism={"tp": 4}, scheduler=settings, concurrency=4)).summary
+    kinds = {"attention": 2, "experts": 3, "qkv": 4, "ffn_down": 4, "all_reduce": 5, "rope": 6, "top_k": 6}
+    for name, factor in kinds.items():
+        assert scaled[f"time_{name}_s"] == pytest.approx(factor * plain[f"time_{name}_s"], rel=1e-9)
+
+
+def test_the_scale_of_prompts_leaves_decodes_alone(tiny):
+    plain, scaled = (
+        simulate(tiny(scheduler=scheduler(time_scale={"prompts": s}), concurrency=4)).tables["steps"] for s in (1, 2)
+    )
+    factor = np.where(plain["prefill_tokens"] > 0, 2, 1)
+    assert scaled["duration_s"] == pytest.approx(factor * plain["duration_s"], rel=1e-9)
+
+
+def test_a_request_joins_an_asynchronous_engine_in_the_step_after_the_next(tiny):
+    first_s = []
+    for async_host in (False, True):
+        settings = scheduler(async_host=async_host)
+        alone = simulate(tiny(scheduler=settings, requests=listed([0.0]))).tables["steps"]
+        begins = alone["start_s"][10] + 0.5 * alone["duration_s"][10]
+        tables = simulate(tiny(scheduler=settings, requests=listed([0.0, float(begins)]))).tables
+        prompts = np.flatnonzero(tables["steps"]["prefill_tokens"] > 0)
+        first_s.append(prompts.tolist())
+    assert first_s == [[0, 11], [0, 12]]
+
+
+def test_an_idle_asynchronous_engine_starts_at_once(tiny):
+    tables = simulate(tiny(scheduler=scheduler(async_host=True), requests=listed([0.0, 5.0]))).tables
+    assert (tables["steps"]["start_s"] == 5.0).any()
+
+
+@pytest.mark.parametrize("fast_forward", [1, 16])
+def test_time_before_the_engine_sees_a_request_delays_it(tiny, fast_forward):
+    settings = scheduler(request_host_s=0.25)
+    requests = listed([0.0, 5.0])
+    late = simulate(tiny(scheduler=settings, requests=requests, fast_forward=fast_forward)).tables["requests"]
+    plain = simulate(tiny(scheduler=scheduler(), requests=requests, fast_forward=fast_forward)).tables["requests"]
+    assert late["ttft_s"] - plain["ttft_s"] == pytest.approx(0.25, rel=1e-9)
+    assert late["tpot_s"] == pytest.approx(plain["tpot_s"], rel=1e-6)
+
+
+def test_every_request_is_served_with_late_ones_on_their_way(tiny):
+    settings = scheduler(request_host_s=0.001, async_host=True)
+    exact = simulate(tiny(scheduler=settings, concurrency=4))
+    assert not np.isnan(exact.tables["requests"]["last_token_s"]).any()
+    quick = simulate(tiny(scheduler=settings, concurrency=4, fast_forward=8))
+    assert quick.summary["tpot_mean_s"] == pytest.approx(exact.summary["tpot_mean_s"], rel=0.02)
