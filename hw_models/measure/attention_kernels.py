@@ -65,13 +65,13 @@ class DecodeAttentionBenchmark(OwnBenchmark[DecodeAttention]):
 @cuda.jit(device=True)
 def least(a: Any, b: Any) -> Any:
     """The smaller one."""
-    return a if a < b else b
+    return a if a < b else b  # noqa: FURB136
 
 
 @cuda.jit(device=True)
 def greater(a: Any, b: Any) -> Any:
     """The larger one."""
-    return a if a > b else b
+    return a if a > b else b  # noqa: FURB136
 
 
 class PartShape(NamedTuple):

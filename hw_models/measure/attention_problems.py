@@ -47,11 +47,6 @@ class DecodeAttention(Problem):
         return self.context_tokens
 
     @property
-    def label(self) -> str:
-        """Shape as text, with the mean context."""
-        return f"{super().label} context={sum(self.context_tokens) / len(self.context_tokens):.0f}"
-
-    @property
     def work(self) -> Work:
         """Keys and values are read once per KV head."""
         size, pairs = ELEMENT_BYTES[self.dtype], sum(self.context_tokens)
@@ -177,4 +172,4 @@ def attended(
         scores = np.where(np.tri(*scores.shape[1:], dtype=np.bool_), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
-    return np.einsum("hqt,thd->hqd", weights, v)
+    return np.asarray(np.einsum("hqt,thd->hqd", weights, v), np.float64)

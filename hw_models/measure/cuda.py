@@ -7,12 +7,17 @@ names. With `NUMBA_ENABLE_CUDASIM=1` in the environment, kernels run in numba's 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
+import numba
 import numpy as np
-from numba import config, cuda, float32, int32
+from numba import float32, int32
 
-__all__ = ["Gpu", "GpuTimer", "cuda", "describe", "empty", "float32", "free_bytes", "int32", "to_device", "why_no_gpu"]
+__all__ = ["Gpu", "GpuTimer", "cuda", "describe", "empty", "float32", "int32", "to_device", "why_no_gpu"]
+
+cuda: Any = import_module("numba.cuda")  # kernels see the module itself; type checkers see none of its incomplete types
+
 
 _CALIBRATION_ITERATIONS = 1 << 18
 _LONGEST_DELAY_S = 0.05
@@ -30,10 +35,15 @@ class Gpu:
     l2_bytes: int
     memory_bytes: int
 
+    @staticmethod
+    def free_bytes() -> int:
+        """Memory of the current GPU that is free."""
+        return int(cuda.current_context().get_memory_info()[0])
+
 
 def why_no_gpu() -> str | None:
     """Why nothing can be timed on this machine; None if it can."""
-    if config.ENABLE_CUDASIM:
+    if getattr(numba.config, "ENABLE_CUDASIM", 0):
         return "the CUDA simulator keeps no time (unset NUMBA_ENABLE_CUDASIM)"
     error = cuda.cuda_error()
     if error is not None:
@@ -56,11 +66,6 @@ def describe() -> Gpu:
         l2_bytes=int(device.L2_CACHE_SIZE),
         memory_bytes=int(cuda.current_context().get_memory_info()[1]),
     )
-
-
-def free_bytes() -> int:
-    """Memory of the current GPU that is free."""
-    return int(cuda.current_context().get_memory_info()[0])
 
 
 def to_device(array: np.ndarray[Any, Any]) -> Any:
@@ -88,21 +93,21 @@ class GpuTimer:
         spun_s = self._elapsed(lambda: _spin[1, 1](_CALIBRATION_ITERATIONS, self._sink))
         self._iterations_per_s = _CALIBRATION_ITERATIONS / spun_s
 
-    def __call__(self, launch: Callable[[int], None], launches: int) -> float:
+    def __call__(self, launch: Callable[[], None], launches: int) -> float:
         """Mean seconds of a launch.
 
         Args:
-            launch: queues one launch; its argument counts them.
+            launch: queues one launch.
             launches: how many to queue.
         """
         start, end = cuda.event(), cuda.event()
         delay_s = 1e-4 + 5e-5 * launches
-        for _ in range(_TRIES):
+        for _attempt in range(_TRIES):
             cuda.synchronize()
             _spin[1, 1](int(delay_s * self._iterations_per_s), self._sink)
             start.record()
-            for index in range(launches):
-                launch(index)
+            for _ in range(launches):
+                launch()
             end.record()
             was_queued_in_time = not start.query()
             end.synchronize()

@@ -174,7 +174,8 @@ class Unpermute(_Routed):
     def reference(self, inputs: Inputs, rows: Ints) -> Floats:
         """float64[row, hidden]."""
         chosen = inputs["y"][inputs["position"][rows]].astype(np.float64)
-        return np.einsum("tk,tkh->th", inputs["weights"][rows].astype(np.float64), chosen)
+        weights = inputs["weights"][rows].astype(np.float64)
+        return np.asarray(np.einsum("tk,tkh->th", weights, chosen), np.float64)
 
 
 @dataclass(frozen=True)

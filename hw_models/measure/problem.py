@@ -4,7 +4,7 @@ A `Problem` knows nothing of GPUs. Several benchmarks (ours, the vendor's) solve
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -82,7 +82,15 @@ class Problem(ABC):
     @property
     def label(self) -> str:
         """Shape as text, such as `m=16 n=4096 k=4096`."""
-        return " ".join(f"{name}={size}" for name, size in self.shape.items())
+        return shape_text(self.shape, self.lengths)
+
+
+def shape_text(shape: Mapping[str, int], lengths: Sequence[int]) -> str:
+    """Shape as text, with the mean context of sequences or the tokens of the busiest expert."""
+    text = " ".join(f"{name}={size}" for name, size in shape.items())
+    if not lengths:
+        return text
+    return f"{text} context={np.mean(lengths):.0f}" if "sequences" in shape else f"{text} busiest={max(lengths)}"
 
 
 def sampled_rows(problem: Problem, rng: np.random.Generator) -> Ints:
