@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from moesim.hw_models.measure.benchmark import Buffers, OwnBenchmark
 from moesim.hw_models.measure.cuda import cuda, empty, float32, to_device
 from moesim.hw_models.measure.matrix_problems import ExpertFfn, Gemm, GroupedGemm, sorted_by_expert
-from moesim.hw_models.measure.memory_kernels import combine_kernel, gather_kernel
+from moesim.hw_models.measure.memory_kernels import combine_kernel, gather_kernel, row_threads
 from moesim.hw_models.measure.problem import Inputs
 
-_THREADS = 256
 
 
 class Tile(NamedTuple):
@@ -152,11 +151,12 @@ class ExpertFfnBenchmark(OwnBenchmark[ExpertFfn]):
     def launch(self, buffers: Buffers) -> None:
         """Five kernels."""
         product, selections = buffers["product"], buffers["gathered"].shape[0]
-        gather_kernel[selections, _THREADS](buffers["x"], buffers["token"], buffers["gathered"])
+        hidden, inner = row_threads(self.problem.hidden), row_threads(self.problem.intermediate)
+        gather_kernel[selections, hidden](buffers["x"], buffers["token"], buffers["gathered"])
         product.launch(buffers["gathered"], buffers["up"], buffers["up_out"])
-        silu_kernel[selections, _THREADS](buffers["up_out"], buffers["inner"])
+        silu_kernel[selections, inner](buffers["up_out"], buffers["inner"])
         product.launch(buffers["inner"], buffers["down"], buffers["down_out"])
-        combine_kernel[self.problem.tokens, _THREADS](
+        combine_kernel[self.problem.tokens, hidden](
             buffers["down_out"], buffers["position"], buffers["weights"], buffers["out"]
         )
 

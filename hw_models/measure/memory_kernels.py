@@ -9,6 +9,7 @@ from moesim.hw_models.measure.memory_problems import TRIAD_FACTOR, Copy, Permute
 from moesim.hw_models.measure.problem import Inputs
 
 _THREADS = 256
+_WARP = 32
 _ELEMENTS_PER_THREAD = 4
 _IDS_PER_BLOCK = 4096
 
@@ -51,7 +52,7 @@ class PermuteBenchmark(OwnBenchmark[Permute]):
 
     def launch(self, buffers: Buffers) -> None:
         """One kernel."""
-        gather_kernel[self.problem.output_rows, _THREADS](buffers["x"], buffers["token"], buffers["out"])
+        gather_kernel[self.problem.output_rows, row_threads(self.problem.hidden)](buffers["x"], buffers["token"], buffers["out"])
 
 
 class UnpermuteBenchmark(OwnBenchmark[Unpermute]):
@@ -65,7 +66,7 @@ class UnpermuteBenchmark(OwnBenchmark[Unpermute]):
 
     def launch(self, buffers: Buffers) -> None:
         """One kernel."""
-        combine_kernel[self.problem.tokens, _THREADS](
+        combine_kernel[self.problem.tokens, row_threads(self.problem.hidden)](
             buffers["y"], buffers["position"], buffers["weights"], buffers["out"]
         )
 
@@ -82,8 +83,13 @@ class RoutingHistogramBenchmark(OwnBenchmark[RoutingHistogram]):
     def launch(self, buffers: Buffers) -> None:
         """One kernel sets the counts to zero, one counts."""
         blocks = -(-self.problem.tokens * self.problem.top_k // _IDS_PER_BLOCK)
-        clear_kernel[-(-self.problem.experts // _THREADS), _THREADS](buffers["out"])
+        clear_kernel[-(-self.problem.experts // _WARP), _WARP](buffers["out"])
         histogram_kernel(self.problem.experts)[blocks, _THREADS](buffers["ids"], buffers["out"])
+
+
+def row_threads(columns: int) -> int:
+    """Threads of a block that works on one row: whole warps, no more than there are elements."""
+    return min(_THREADS, -(-columns // _WARP) * _WARP)
 
 
 def _stream_blocks(elements: int) -> int:
