@@ -92,9 +92,7 @@ def _measured(planned: Sequence[Planned], settings: Mapping[str, Any], output: P
                 update(len(measured.rows) + len(measured.about.skipped))
         except KeyboardInterrupt:
             if measured.rows:
-                sys.stderr.write(
-                    f"{output} holds the {len(measured.rows)} of {len(planned)} measurements made so far\n"
-                )
+                sys.stderr.write(f"{output} holds {len(measured.rows)} of {len(planned)} measurements\n")
             raise
     return measured
 

@@ -6,6 +6,7 @@ import pytest
 from moesim.hw_models.measure.cuda import empty
 from moesim.hw_models.measure.measured import About, Clocks, Machine, Measurement, Skipped, read_measured
 from moesim.hw_models.measure.memory_problems import Copy, RoutingHistogram, Triad
+from moesim.hw_models.measure.problem import Problem
 from moesim.hw_models.measure.recording import record
 from moesim.hw_models.measure.runner import Effort, measure
 from moesim.hw_models.measure.suite import Planned, build
@@ -24,18 +25,21 @@ class Device:
         return self._free_bytes
 
 
+class Timer:
+    """Launches once whatever it is to time, and says that the n-th call took n per cent longer than 0.2 ms."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, launch, launches):
+        launch()
+        self.calls.append(launches)
+        return LAUNCH_S * (1 + 0.01 * len(self.calls))
+
+
 @pytest.fixture
 def timer():
-    """Launches everything once and says that the n-th call took n per cent longer than a fifth of a millisecond."""
-    calls = []
-
-    def run(launch, launches):
-        launch()
-        calls.append(launches)
-        return LAUNCH_S * (1 + 0.01 * len(calls))
-
-    run.calls = calls
-    return run
+    return Timer()
 
 
 def about(planned):
@@ -50,7 +54,7 @@ def about(planned):
     return About(machine=machine, moesim="0", started="2026-01-01T00:00:00+00:00", seed=0, planned=planned)
 
 
-def plans(*problems):
+def plans(*problems: Problem):
     return [Planned(problem, "moesim") for problem in problems]
 
 
@@ -80,10 +84,10 @@ def test_what_does_not_fit_is_skipped_with_its_size(timer):
     assert timer.calls == []
 
 
-def test_a_wrong_result_is_never_timed(timer):
+def test_a_wrong_result_is_never_timed(timer, monkeypatch):
     def build_wrong(planned):
         benchmark = build(planned, 1)
-        benchmark.launch = lambda buffers: buffers["out"].copy_to_device(np.zeros(1000, np.float32))
+        monkeypatch.setattr(benchmark, "launch", lambda buffers: buffers["out"].copy_to_device(np.zeros(1000, "f4")))
         return benchmark
 
     (skipped,) = measure(plans(Copy(1000)), build_wrong, Device(), timer, EFFORT)
@@ -133,7 +137,7 @@ def test_an_interrupt_leaves_what_was_measured(tmp_path, timer):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_launches_take_the_sets_of_buffers_in_turn(timer):
+def test_launches_take_the_sets_of_buffers_in_turn(timer, monkeypatch):
     seen = []
 
     def build_and_watch(planned):
@@ -144,10 +148,11 @@ def test_launches_take_the_sets_of_buffers_in_turn(timer):
             seen.append(id(buffers["out"]))
             launch(buffers)
 
-        benchmark.launch = watched
+        monkeypatch.setattr(benchmark, "launch", watched)
         return benchmark
 
     (row,) = measure(plans(Copy(1000)), build_and_watch, Device(), timer, EFFORT)
+    assert isinstance(row, Measurement)
     turns = seen[1:]  # the first launch is the check
     assert row.buffer_sets == 4
     assert len(set(turns)) == 4
