@@ -1,14 +1,13 @@
 """What the runner asks of a benchmark: a problem, and somebody who solves it on the GPU."""
 
-from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from moesim.hw_models.measure.problem import Inputs, Problem
 
-Buffers = Mapping[str, Any]
-"""Arrays on the GPU by name; `out` holds the result."""
+Buffers = dict[str, Any]
+"""Arrays on the GPU by name; `out` holds the result, after a launch at the latest."""
 
 P_co = TypeVar("P_co", bound=Problem, covariant=True)
 
@@ -32,7 +31,7 @@ class Benchmark(Protocol):
 
     @property
     def kernels_per_launch(self) -> int:
-        """Kernels that one launch queues; 0 if the library keeps that to itself."""
+        """Kernels that one launch queues, at most: no more than a stream takes may wait while the clock is to start."""
         ...
 
     def make_buffers(self, inputs: Inputs) -> Buffers:

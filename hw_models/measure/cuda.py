@@ -20,8 +20,8 @@ cuda: Any = import_module("numba.cuda")  # kernels see the module itself; type c
 
 
 _CALIBRATION_ITERATIONS = 1 << 18
-_LONGEST_DELAY_S = 0.05
-_TRIES = 6
+_LONGEST_DELAY_S = 0.1
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,13 @@ class GpuTimer:
         Args:
             launch: queues one launch.
             launches: how many to queue.
+
+        Raises:
+            RuntimeError: the GPU ran dry before everything was queued, however long it was kept busy.
         """
-        start, end = cuda.event(), cuda.event()
-        delay_s = 1e-4 + 5e-5 * launches
-        for _attempt in range(_TRIES):
+        for attempt in range(_TRIES):
+            start, end = cuda.event(), cuda.event()
+            delay_s = min(4**attempt * (1e-4 + 5e-5 * launches), _LONGEST_DELAY_S)
             cuda.synchronize()
             _spin[1, 1](int(delay_s * self._iterations_per_s), self._sink)
             start.record()
@@ -111,10 +114,9 @@ class GpuTimer:
             end.record()
             was_queued_in_time = not start.query()
             end.synchronize()
-            if was_queued_in_time or delay_s >= _LONGEST_DELAY_S:
-                break
-            delay_s = min(4 * delay_s, _LONGEST_DELAY_S)
-        return float(start.elapsed_time(end)) * 1e-3 / launches
+            if was_queued_in_time:
+                return float(start.elapsed_time(end)) * 1e-3 / launches
+        raise RuntimeError("the host queues launches more slowly than the GPU runs them")
 
     @staticmethod
     def _elapsed(work: Callable[[], None]) -> float:

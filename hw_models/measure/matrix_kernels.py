@@ -19,7 +19,6 @@ from moesim.hw_models.measure.memory_kernels import combine_kernel, gather_kerne
 from moesim.hw_models.measure.problem import Inputs
 
 
-
 class Tile(NamedTuple):
     """Output tile of a block: m x n results, k elements of the sum at a time, each thread a grid of results."""
 

@@ -52,7 +52,9 @@ class PermuteBenchmark(OwnBenchmark[Permute]):
 
     def launch(self, buffers: Buffers) -> None:
         """One kernel."""
-        gather_kernel[self.problem.output_rows, row_threads(self.problem.hidden)](buffers["x"], buffers["token"], buffers["out"])
+        gather_kernel[self.problem.output_rows, row_threads(self.problem.hidden)](
+            buffers["x"], buffers["token"], buffers["out"]
+        )
 
 
 class UnpermuteBenchmark(OwnBenchmark[Unpermute]):

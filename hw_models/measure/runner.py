@@ -19,6 +19,8 @@ Timer = Callable[[Callable[[], None], int], float]
 _L2_TURNOVERS = 3
 """The sets of buffers together are at least so many times as large as the L2 cache."""
 _MOST_SETS = 64
+_QUEUE = 800
+"""Kernels that may wait in a stream; it takes 1,024 before it makes the host wait."""
 _MEMORY_SHARE = 0.8
 """Of the free memory, for buffers."""
 
@@ -134,18 +136,19 @@ def _samples(
     benchmark: Benchmark, buffers: list[Buffers], timer: Timer, effort: Effort
 ) -> tuple[int, tuple[float, ...]]:
     """Launches behind each sample, and the samples."""
+    most = max(1, min(effort.most_launches, _QUEUE // benchmark.kernels_per_launch))
     turns = itertools.cycle(buffers)  # goes on from sample to sample
 
     def launch() -> None:
         benchmark.launch(next(turns))
 
-    estimate_s = timer(launch, min(len(buffers), effort.most_launches))
+    estimate_s = timer(launch, min(len(buffers), most))
     warm = math.ceil(effort.warm_up_s / max(estimate_s, 1e-9))
     while warm > 0:
-        timer(launch, min(warm, effort.most_launches))
-        warm -= effort.most_launches
-    estimate_s = timer(launch, min(len(buffers), effort.most_launches))
-    launches = max(1, min(math.ceil(effort.sample_s / max(estimate_s, 1e-9)), effort.most_launches))
+        timer(launch, min(warm, most))
+        warm -= most
+    estimate_s = timer(launch, min(len(buffers), most))
+    launches = max(1, min(math.ceil(effort.sample_s / max(estimate_s, 1e-9)), most))
     return launches, tuple(timer(launch, launches) for _ in range(effort.repeats))
 
 
