@@ -61,7 +61,7 @@ class DecodeAttentionBenchmark(OwnBenchmark[DecodeAttention]):
         join_kernel[(problem.heads, sequences), problem.head_dim](*parts, buffers["out"])
 
 
-# The CUDA target of numba 0.68 cannot compile the built-in min() and max().
+# numba from 0.66 on cannot compile the built-in min() and max() for CUDA (numba/numba#10753).
 @cuda.jit(device=True)
 def least(a: Any, b: Any) -> Any:
     """The smaller one."""

@@ -246,6 +246,7 @@ def _measurement(place: str, row: Mapping[str, Any]) -> Measurement:
     shape = {name: row[name] for name in KERNEL_SHAPES[row["kernel"]]}
     for name, size in shape.items():
         _check_number(f"{place}: {name}", size, least=1, whole=True)
+    _check_shape(place, shape)
     for name in (*_NUMBERS, *_COUNTS):
         _check_number(f"{place}: {name}", row[name], least=1 if name in _COUNTS else 0, whole=name in _COUNTS)
     lengths = _lengths(f"{place}: lengths", row["kernel"], shape, row["lengths"])
@@ -263,6 +264,14 @@ def _check_number(place: str, value: Any, *, least: int, whole: bool) -> None:
     kind = int if whole else int | float
     if isinstance(value, bool) or not isinstance(value, kind) or not np.isfinite(value) or value < least:
         raise DataError(place, f"must be a {'whole' if whole else 'finite'} number >= {least}", _shown(value))
+
+
+def _check_shape(place: str, shape: Mapping[str, int]) -> None:
+    """Rules between dimensions."""
+    if "heads" in shape and shape["heads"] % shape["kv_heads"]:
+        raise DataError(f"{place}: heads", f"must be a multiple of kv_heads, {shape['kv_heads']}", shape["heads"])
+    if "top_k" in shape and shape["top_k"] > shape["experts"]:
+        raise DataError(f"{place}: top_k", f"must be <= experts, {shape['experts']}", shape["top_k"])
 
 
 def _lengths(place: str, kernel: str, shape: Mapping[str, int], value: Any) -> tuple[int, ...]:

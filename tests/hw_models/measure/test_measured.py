@@ -31,7 +31,7 @@ MACHINE = Machine(
 )
 SKIPPED = Skipped(kernel="gemm", implementation="torch", dtype="bf16", shape="m=1 n=2 k=3", reason="no")
 ABOUT = About(
-    machine=MACHINE, moesim="0.1.0", started="2026-01-01T00:00:00+00:00", seed=3, planned=4, skipped=(SKIPPED,)
+    machine=MACHINE, moesim="0.1.0", started="2026-01-01T00:00:00+00:00", seed=3, planned=5, skipped=(SKIPPED,)
 )
 
 
@@ -62,6 +62,7 @@ ROWS = (
         (100, 7),
         flops=0.0,
     ),
+    row("permute", {"tokens": 4, "experts": 3, "top_k": 2, "hidden": 8}, (8, 0, 0)),
 )
 MEASURED = MeasuredKernels(ABOUT, ROWS)
 
@@ -93,8 +94,8 @@ def test_statistics_and_rates():
 
 def test_other_programs_can_read_the_columns(path):
     table = pq.read_table(path)
-    assert table.column("m").to_pylist() == [8, 8, None]
-    assert table.column("median_s").to_pylist() == [2e-4] * 3
+    assert table.column("m").to_pylist() == [8, 8, None, None]
+    assert table.column("median_s").to_pylist() == [2e-4] * 4
     about = json.loads(table.schema.metadata[b"moesim.measured_kernels"])
     assert about["format"] == 1
     assert about["machine"]["gpu"] == "made for tests"
@@ -118,6 +119,8 @@ def with_value(path, column, line, value):
         ("implementation", 2, "", "row 3: implementation: required"),
         ("m", 0, 0, "row 1: m: must be a whole number >= 1, got 0"),
         ("n", 1, None, "row 2: n: must be a whole number >= 1, got 'nothing'"),
+        ("heads", 2, 7, "row 3: heads: must be a multiple of kv_heads, 2, got 7"),
+        ("top_k", 3, 5, "row 4: top_k: must be <= experts, 3, got 5"),
         ("flops", 0, -1.0, "row 1: flops: must be a finite number >= 0, got -1.0"),
         ("read_bytes", 0, float("nan"), "row 1: read_bytes: must be a finite number >= 0, got nan"),
         ("error", 2, float("inf"), "row 3: error: must be a finite number >= 0, got inf"),
