@@ -4,6 +4,7 @@ numba's own `numba.cuda` and NVIDIA's package `numba-cuda` (which takes its plac
 names. With `NUMBA_ENABLE_CUDASIM=1` in the environment, kernels run in numba's simulator, which keeps no time.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,8 +38,15 @@ class Gpu:
 
     @staticmethod
     def free_bytes() -> int:
-        """Memory of the current GPU that is free."""
-        return int(cuda.current_context().get_memory_info()[0])
+        """Memory of the current GPU that is free, once libraries have given back what they keep for later."""
+        context = cuda.current_context()
+        context.deallocations.clear()
+        torch, cupy = (sys.modules.get(name) for name in ("torch", "cupy"))
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if cupy is not None:
+            cupy.get_default_memory_pool().free_all_blocks()
+        return int(context.get_memory_info()[0])
 
 
 def why_no_gpu() -> str | None:

@@ -1,4 +1,7 @@
-"""How launches are timed, with a GPU that only notes what it is asked."""
+"""How launches are timed and memory is counted, with a GPU that only notes what it is asked."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,3 +86,22 @@ def test_a_host_that_is_always_late_gives_no_time(played):
     timer, _ = played(late_tries=100)
     with pytest.raises(RuntimeError, match="more slowly than the GPU runs them"):
         timer(lambda: None, 3)
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_memory_is_counted_once_libraries_have_given_it_back(monkeypatch, has_gpu):
+    log: list[str] = []
+
+    def count():
+        log.append("count")
+        return 5, 9
+
+    deallocations = SimpleNamespace(clear=lambda: log.append("numba"))
+    memory = SimpleNamespace(deallocations=deallocations, get_memory_info=count)
+    pool = SimpleNamespace(free_all_blocks=lambda: log.append("cupy"))
+    torch_cuda = SimpleNamespace(is_available=lambda: has_gpu, empty_cache=lambda: log.append("torch"))
+    monkeypatch.setattr(cuda, "cuda", SimpleNamespace(current_context=lambda: memory))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=torch_cuda))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(get_default_memory_pool=lambda: pool))
+    assert cuda.Gpu.free_bytes() == 5
+    assert log == ["numba", *(["torch"] if has_gpu else []), "cupy", "count"]
