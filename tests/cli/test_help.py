@@ -14,6 +14,7 @@ COMMANDS = [
     "sweep",
     "roofline",
     "latency",
+    "measure",
     "search",
     "search placement",
     "models",

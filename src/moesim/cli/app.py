@@ -273,6 +273,37 @@ def calibrate(
     calibrate_command(gpu, data, framework, operators, output, rows=rows, residual=residual, as_json=as_json)
 
 
+@app.command(
+    epilog=_examples(
+        "moesim measure --list",
+        "moesim measure --quick --out first.parquet",
+        "moesim measure --only gemm,expert_ffn --out my-gpu.parquet",
+    )
+)
+def measure(
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .parquet.")] = Path(
+        "measured.parquet"
+    ),
+    only: Annotated[str, typer.Option(help="Kernels, separated by commas, such as gemm,decode_attention.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="A few shapes of each kernel.")] = False,
+    implementations: Annotated[
+        str, typer.Option("--by", help="Whose kernels, separated by commas: moesim, torch, cupy; by default all.")
+    ] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Samples per kernel and shape.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
+    only_list: Annotated[bool, typer.Option("--list", help="Show what would be measured; needs no GPU.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time copies, products, experts and attention on the NVIDIA GPU of this machine, to calibrate a device with."""
+    from moesim.cli.measure import list_command, measure_command
+
+    settings = {"only": only, "quick": quick, "by": implementations, "repeats": repeats, "seed": seed}
+    if only_list:
+        list_command(settings, as_json=as_json)
+    else:
+        measure_command(settings, output, as_json=as_json)
+
+
 @search_app.command(
     "placement",
     epilog=_examples(
