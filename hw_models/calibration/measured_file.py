@@ -5,7 +5,6 @@ what is simulated, whatever columns operators have.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from moesim.errors import DataError
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
+from moesim.hw_models.calibration.tables import joined_tables
 from moesim.hw_models.measure.measured import Machine, Measurement, read_measured
 from moesim.workloads.attention_blocks import GroupedQueryAttention
 from moesim.workloads.models import DenseFFN, FeedForward, Layer, LayerGroup, Model, MoE
@@ -91,21 +91,6 @@ def _tokens(row: Measurement) -> float:
     if row.kernel == "decode_attention":
         return float(np.mean(row.lengths))
     return float(next(shape[name] for name in ("m", "tokens", "prompt_tokens", "elements") if name in shape))
-
-
-def joined_tables(tables: Sequence[OperatorTable]) -> OperatorTable:
-    """The rows of all tables in order, under the operator names of the first; experts are padded with empty ones."""
-    kept = {field.name for field in fields(OperatorTable)} - {"operator", "operators", "grouped_rows", "expert_tokens"}
-    columns: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in kept}
-    offsets = np.cumsum([0, *map(len, tables)])[:-1]
-    slots = max(table.expert_tokens.shape[1] for table in tables)
-    columns["grouped_rows"] = np.concatenate([t.grouped_rows + start for t, start in zip(tables, offsets, strict=True)])
-    columns["expert_tokens"] = np.concatenate(
-        [np.pad(table.expert_tokens, ((0, 0), (0, slots - table.expert_tokens.shape[1]))) for table in tables]
-    )
-    names = tuple(dict.fromkeys(table.operators[code] for table in tables for code in table.operator))
-    codes = [names.index(table.operators[code]) for table in tables for code in table.operator]
-    return replace(tables[0], operators=names, operator=np.array(codes, np.int8), **columns)
 
 
 def _product(row: Measurement) -> OperatorTable:
