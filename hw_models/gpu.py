@@ -19,12 +19,10 @@ from moesim.hw_models.gpu_products import (
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter, Slowdown
 from moesim.hw_models.processor import Cost
 from moesim.hw_models.residual import FOLDER, Trees, fingerprint, joined, load_residual
+from moesim.hw_models.stated_errors import PLANES, product_errors, product_rows
 from moesim.units import BytesPerS, JoulesPerByte, Seconds, Watts
 from moesim.workloads.matrices import DTypeName
 from moesim.workloads.operator_table import DTYPES, FORMS, OperatorTable
-
-PLANES = ("gemm", "experts", "ungated_experts")
-"""Products that residuals tell apart: single ones, gated and ungated experts."""
 
 _QUANTITIES = {
     "gemm": ("m", "n", "k"),
@@ -126,7 +124,9 @@ class GPU:
         self._parameters = _parameter_vector(config, gpu_kernel)
         self._formats, self._tiles = format_rows(config, gpu_kernel)
         self._valid = _valid_ranges(config.fits)
-        self._residuals = gpu_kernel.Residuals(*joined(self._matching_models(), len(PLANES), len(DTYPES)))
+        models = self._matching_models()
+        self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), len(DTYPES)))
+        self._product_errors = product_errors(config.fits, models)
 
     @property
     def active_w(self) -> float:
@@ -150,6 +150,10 @@ class GPU:
             cost.extrapolated,
         )
         return cost
+
+    def stated_errors(self, operators: OperatorTable) -> NDArray[np.float64]:
+        """Mean error on unseen shapes that calibrations state of each row's price (see `Processor.stated_errors`)."""
+        return product_rows(self._product_errors, operators)
 
     def residual_features(self, operators: OperatorTable) -> NDArray[np.float64]:
         """float64[row, feature]: what residuals look at, beside the prices of this processor, which must have none."""

@@ -5,7 +5,7 @@ Layout: `<gpu>/[<publisher>/]<model>/<format>/meta.yaml`, beside it `tp<N>/dense
 layers run between repetitions there, so weights and caches come from DRAM.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from moesim.configs.loader import shipped
 from moesim.errors import DataError, InputError
 from moesim.hw_models.calibration.measured import Floats, Ints, Measured, Source, group_numbers
 from moesim.hw_models.calibration.tables import joined_tables
-from moesim.workloads.models import Model, load_model
+from moesim.workloads.models import load_model
 from moesim.workloads.operator_plan import EXPERTS, OperatorPlan
 from moesim.workloads.operator_table import OperatorTable
 from moesim.workloads.steps import Step
@@ -27,16 +27,25 @@ if TYPE_CHECKING:
 PUBLISHER = "LLMServingSim (KAIST)"
 META = "meta.yaml"
 _S_PER_US = 1e-6
-PRODUCTS = {"qkv_proj": "qkv", "o_proj": "attention_out", "gate_up_proj": "ffn_up", "down_proj": "ffn_down"}
-"""Layers that are single products, and the operators they are here; `lm_head` is one too, by sequences."""
+PRODUCTS = {
+    "qkv_proj": "qkv",
+    "o_proj": "attention_out",
+    "gate_up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "lm_head": "lm_head",
+}
+"""Layers that are single products, and the operators they are here."""
 ELEMENTWISE = {
     "embedding": "embedding",
     "layernorm": "attention_norm",
     "final_layernorm": "output_norm",
     "rotary_emb": "rope",
     "act_fn": "ffn_activation",
+    "sampler": "sampling",
 }
-_SAMPLES = {"lm_head": "lm_head", "sampler": "sampling"}
+"""Layers that are no products."""
+_SAMPLES = ("lm_head", "sampler")
+"""Layers that run once per sequence."""
 _FILES = {
     "dense.csv": ("layer", "tokens", "time_us"),
     "per_sequence.csv": ("layer", "sequences", "time_us"),
@@ -148,14 +157,12 @@ def _joined(source: Source, parts: Sequence[_Rows]) -> Measured[OperatorTable]:
 
 def _layers(folder: Path, plan: OperatorPlan, shards: int) -> Iterator[tuple[str, _Rows]]:
     """Layers outside attention and experts: single products, and elementwise ones."""
-    products: Mapping[str, str] = PRODUCTS | {"lm_head": "lm_head"}
-    elementwise: Mapping[str, str] = ELEMENTWISE | {"sampler": "sampling"}
-    found = [(row, plan) for row in _dense_rows(folder)]
-    for kernel, names in (("gemm", products), ("elementwise", elementwise)):
-        chosen = [row for row, _ in found if row[0] in names]
+    found = _dense_rows(folder)
+    for kernel, names in (("gemm", PRODUCTS), ("elementwise", ELEMENTWISE)):
+        chosen = [row for row in found if row[0] in names]
         if chosen:
             table = joined_tables(
-                [_lowered(plan, names[layer], tokens, layer in _SAMPLES) for layer, tokens, _ in chosen]
+                [_lowered(plan, names[layer], count, per_sequence=layer in _SAMPLES) for layer, count, _ in chosen]
             )
             layers, tokens, time_us = zip(*chosen, strict=True)
             yield kernel, _Rows(table, np.array(time_us) * _S_PER_US, layers, np.array(tokens, np.int64), shards)
@@ -171,7 +178,7 @@ def _dense_rows(folder: Path) -> list[tuple[str, int, float]]:
     return rows
 
 
-def _lowered(plan: OperatorPlan, operator: str, count: int, per_sequence: bool) -> OperatorTable:
+def _lowered(plan: OperatorPlan, operator: str, count: int, *, per_sequence: bool) -> OperatorTable:
     """The row of `operator` where `count` tokens of a prompt run, or as many sequences decode."""
     step = _step(np.ones(count, np.int64), 1) if per_sequence else _step(np.array([count], np.int64), 0)
     table = plan.lower(step)

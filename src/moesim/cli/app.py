@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli import validate_kernels
+
 
 def _examples(*lines: str) -> str:
     """Text below the options of a command's help."""
@@ -36,7 +38,13 @@ search_app = typer.Typer(
     help="Which choice is best, and how far from the best it can be at most.",
     epilog=_examples("moesim search placement --trace gpt-oss-20b --devices 8 --slots 40"),
 )
+validate_app = typer.Typer(
+    no_args_is_help=True,
+    help="How far predictions are from what was measured.",
+    epilog=_examples("moesim validate serving --data ./serving"),
+)
 app.add_typer(search_app, name="search")
+app.add_typer(validate_app, name="validate")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
@@ -354,6 +362,9 @@ def search_placement(
         "seed": seed,
     }
     placement_command(trace, loads, model, settings, output=output, as_json=as_json)
+
+
+validate_app.command("kernels", epilog=_examples(*validate_kernels.EXAMPLES))(validate_kernels.kernels)
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))

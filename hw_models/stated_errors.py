@@ -1,0 +1,50 @@
+"""What the calibrations of a GPU say about the error of its prices, row by row.
+
+Products and experts: the error of the fit, or of the learned residual where one applies, on shapes that neither saw.
+Elementwise operators have no error: the fit of products that gives them latency and bandwidth measured none.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.hw_models.residual import Trees
+from moesim.workloads.operator_table import DTYPES, GEMM, GROUPED_GEMM, OperatorTable
+
+if TYPE_CHECKING:
+    from moesim.hw_models.gpu import GpuFit
+
+PLANES = ("gemm", "experts", "ungated_experts")
+"""Products that residuals tell apart: single ones, gated and ungated experts."""
+_FORMS = {"gemm": "gemm", "experts": "grouped_gemm", "ungated_experts": "grouped_gemm"}
+_GATED_MATRICES = 2
+
+
+def product_errors(fits: "Mapping[str, GpuFit]", models: Iterable[tuple[int, int, Trees]]) -> NDArray[np.float64]:
+    """float64[plane, weight dtype]: stated error of products; NaN where nothing was calibrated.
+
+    Args:
+        fits: calibrations of a GPU by name.
+        models: residuals that apply, with their plane and weight format.
+    """
+    errors = np.full((len(PLANES), len(DTYPES)), np.nan)
+    for name, fit in fits.items():
+        for plane, form in enumerate(_FORMS.values()):
+            if form in fit.forms and name.startswith("ungated") == (plane == PLANES.index("ungated_experts")):
+                for dtype in fit.weights:
+                    errors[plane, list(DTYPES).index(dtype)] = fit.error
+    ungated = errors[PLANES.index("ungated_experts")]
+    errors[PLANES.index("ungated_experts")] = np.where(np.isnan(ungated), errors[PLANES.index("experts")], ungated)
+    for plane, dtype, model in models:
+        errors[plane, dtype] = model.error
+    return errors
+
+
+def product_rows(errors: NDArray[np.float64], table: OperatorTable) -> NDArray[np.float64]:
+    """float64[row]: the entry of `errors` that belongs to each row; NaN for rows that are no products."""
+    plane = np.where(table.form == GEMM, 0, np.where(table.up_matrices < _GATED_MATRICES, 2, 1))
+    is_product = (table.form == GEMM) | (table.form == GROUPED_GEMM)
+    rows: NDArray[np.float64] = np.where(is_product, errors[plane, table.weight_dtype], np.nan)
+    return rows
