@@ -7,58 +7,81 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moesim.hw_models.calibration.errors import ErrorSummary
-from moesim.reports.style import GRID, OKABE_ITO, SUBTLE, TEXT, new_figure, plain, save, styled
+from moesim.hw_models.calibration.measured import Floats
+from moesim.reports.style import OKABE_ITO, SUBTLE, TEXT, new_figure, plain, save, styled
 from moesim.reports.validation.kernels import VARIANTS, Kernels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BAND = 0.1
+_BAND_COLOUR = "#c9c9c9"
 _MOST_POINTS = 1500
 """Points drawn of a kernel: more hide one another."""
 _MARKERS = ("o", "^", "s", "D")
-_MARGIN = 1.4
+_MARGIN = 1.6
+_RATIOS = (0.25, 4.0)
+"""Predicted over measured, in the lower panels; points beyond stand at the edge."""
+_RATIO_TICKS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
+_LEGEND_COLUMNS = 4
 _US = 1e6
 
 
 def draw_kernels(kernels: Sequence[Kernels], path: Path) -> Path:
-    """Draw one operator on one GPU; `kernels` are its frameworks and formats.
+    """Draw one operator on one GPU: predicted over measured times, and below their ratio.
 
-    Where refits have predicted rows without their shapes, these predictions are drawn.
+    Args:
+        kernels: its frameworks and formats. Where refits predicted rows without their shapes, these are drawn.
+        path: the file.
 
     Raises:
         DataError: as `style.save`.
     """
     with styled():
-        figure = new_figure(11.5, 4.7)
-        panels: Sequence[Axes] = figure.subplots(1, len(VARIANTS), sharex=True, sharey=True)
+        legend_rows = -(-len(kernels) // _LEGEND_COLUMNS)
+        figure = new_figure(11.5, 7.2 + 0.2 * legend_rows)
+        panels: Any = figure.subplots(2, len(VARIANTS), sharex=True, sharey="row", height_ratios=(1.35, 1))
         limits = _limits(kernels)
-        for panel, variant in zip(panels, VARIANTS, strict=True):
-            _draw_panel(panel, kernels, variant, limits)
-        panels[0].set_ylabel("predicted, µs")
-        first = kernels[0]
-        figure.suptitle(plain(f"{first.op.replace('_', ' ')} on {first.gpu}"), x=0.01, ha="left", weight="bold")
-        handles, labels = panels[0].get_legend_handles_labels()
-        columns = 4 if len(labels) > 3 else len(labels)  # noqa: PLR2004
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns, markerscale=2.2, handletextpad=0.3)
+        for column, variant in enumerate(VARIANTS):
+            _draw_times(panels[0, column], kernels, variant, limits)
+            _draw_ratios(panels[1, column], kernels, variant, limits)
+        panels[0, 0].set_ylabel("predicted, µs")
+        panels[1, 0].set_ylabel("predicted / measured")
+        title = f"{kernels[0].op.replace('_', ' ')} on {kernels[0].gpu}: predicted against measured, band of ±10 %"
+        figure.suptitle(plain(title), x=0.01, ha="left", weight="bold", fontsize=11)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        legend = figure.legend(
+            handles, labels, loc="outside lower left", ncols=_LEGEND_COLUMNS, markerscale=2.5, handletextpad=0.2
+        )
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1.0)
     return save(figure, path)
 
 
-def _draw_panel(panel: "Axes", kernels: Sequence[Kernels], variant: str, limits: tuple[float, float]) -> None:
+def _draw_times(panel: "Axes", kernels: Sequence[Kernels], variant: str, limits: tuple[float, float]) -> None:
     line = np.array(limits)
-    panel.fill_between(line, line * (1 - _BAND), line * (1 + _BAND), color=GRID, linewidth=0, zorder=1)
-    panel.plot(line, line, color=SUBTLE, linewidth=0.8, zorder=1)
+    panel.fill_between(line, line * (1 - _BAND), line * (1 + _BAND), color=_BAND_COLOUR, linewidth=0, zorder=1)
+    panel.plot(line, line, color=SUBTLE, linewidth=0.6, zorder=1)
     for position, item in enumerate(kernels):
-        rows = _drawn(len(item.measured))
-        predicted_s = _predictions(item)[variant]
-        style = _series(position)
+        measured_us, predicted_us = _drawn(item, variant)
         label = plain(f"{item.framework} {item.version}, {item.model}")
-        panel.scatter(item.measured.time_s[rows] * _US, predicted_s[rows] * _US, label=label, **style)
-    panel.set(xscale="log", yscale="log", xlim=limits, ylim=limits, xlabel="measured, µs")
-    panel.set_box_aspect(1)
+        panel.scatter(measured_us, np.clip(predicted_us, *limits), label=label, **_series(position))
+    panel.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
     panel.grid(visible=True, which="major")
     panel.set_title(_titles(kernels, variant), fontsize=9)
     panel.text(0.03, 0.97, _error_text(kernels, variant), transform=panel.transAxes, va="top", color=TEXT, fontsize=8)
+
+
+def _draw_ratios(panel: "Axes", kernels: Sequence[Kernels], variant: str, limits: tuple[float, float]) -> None:
+    panel.fill_between(limits, 1 - _BAND, 1 + _BAND, color=_BAND_COLOUR, linewidth=0, zorder=1)
+    for position, item in enumerate(kernels):
+        measured_us, predicted_us = _drawn(item, variant)
+        panel.scatter(measured_us, np.clip(predicted_us / measured_us, *_RATIOS), **_series(position))
+    panel.set(xscale="log", yscale="log", xlim=limits, ylim=_RATIOS, xlabel="measured, µs")
+    panel.set_yticks(_RATIO_TICKS, [f"{tick:g}" for tick in _RATIO_TICKS])
+    panel.set_yticks([], minor=True)
+    panel.grid(visible=True, which="major")
 
 
 def _titles(kernels: Sequence[Kernels], variant: str) -> str:
@@ -85,15 +108,13 @@ def _series(position: int) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "s": 5, "linewidth": 0, "alpha": 0.35, "zorder": 2, "rasterized": True}
 
 
-def _drawn(rows: int) -> Any:
-    """Rows to draw: all of them, or so many at random."""
-    return np.random.default_rng(0).permutation(rows)[:_MOST_POINTS]
+def _drawn(item: Kernels, variant: str) -> tuple[Floats, Floats]:
+    """Measured and predicted times to draw, µs: of all rows, or of so many at random."""
+    rows = np.random.default_rng(0).permutation(len(item.measured))[:_MOST_POINTS]
+    return item.measured.time_s[rows] * _US, _predictions(item)[variant][rows] * _US
 
 
 def _limits(kernels: Sequence[Kernels]) -> tuple[float, float]:
-    """Of both axes, µs: all measured times and nearly all predicted ones."""
+    """Of times, µs."""
     measured = np.concatenate([item.measured.time_s for item in kernels])
-    predicted = np.concatenate([times for item in kernels for times in _predictions(item).values()])
-    low = min(measured.min(), np.percentile(predicted, 1)) / _MARGIN
-    high = max(measured.max(), np.percentile(predicted, 99.9)) * _MARGIN
-    return float(low * _US), float(high * _US)
+    return float(measured.min() * _US / _MARGIN), float(measured.max() * _US * _MARGIN)
