@@ -60,7 +60,7 @@ def campaign(
         ConfigError: the device is no GPU.
         DataError: no measurements.
     """
-    file = _device_file(device)
+    file = device_file(device)
     text = file.read_text(encoding="utf-8")
     processor = load_device(device, kernels=framework).processor
     if not isinstance(processor, GPU):
@@ -76,7 +76,8 @@ def campaign(
             yield Outcome(plan, result, text)
 
 
-def _device_file(device: str) -> Path:
+def device_file(device: str) -> Path:
+    """The YAML of a shipped device's name, or of a path."""
     from moesim.configs.loader import find
 
     return Path(find("devices", device).file)

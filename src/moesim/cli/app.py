@@ -261,12 +261,18 @@ def sweep(
     epilog=_examples(
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm -o h200-fitted.yaml",
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --framework sglang -o fitted.yaml --residual",
+        "moesim calibrate --measured my-gpu.parquet --gpu h200-sxm -o my-gpu.yaml",
     )
 )
 def calibrate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Measurements in aiconfigurator's layout, by GPU.")],
     gpu: Annotated[str, typer.Option(help="Shipped device or YAML file, from which the fit starts.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Device to write: .yaml.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Measurements in aiconfigurator's layout, by GPU.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of --data: a file of `moesim measure`.")
+    ] = None,
     framework: Annotated[str, typer.Option(help="Whose kernels: vllm, sglang or trtllm.")] = "vllm",
     operators: Annotated[str, typer.Option(help="gemm (single products), moe (expert FFNs), or both.")] = "gemm,moe",
     rows: Annotated[int, typer.Option(min=100, help="Most measurements that one fit looks at.")] = 2500,
@@ -278,7 +284,7 @@ def calibrate(
     """Fit a GPU's parameters to measured kernels, with the error on shapes left out."""
     from moesim.cli.calibrate import calibrate_command
 
-    calibrate_command(gpu, data, framework, operators, output, rows=rows, residual=residual, as_json=as_json)
+    calibrate_command(gpu, data, measured, framework, operators, output, rows=rows, residual=residual, as_json=as_json)
 
 
 @app.command(
