@@ -10,7 +10,9 @@ from moesim.hw_models.measure.measured import About, Machine, MeasuredKernels, M
 from moesim.hw_models.measure.problem import Problem
 
 
-def write_as_measured(path: Path, problems: list[Problem], gpu: GPU, noise: float = 0.0, multiprocessors: int = 0) -> None:
+def write_as_measured(
+    path: Path, problems: list[Problem], gpu: GPU, noise: float = 0.0, multiprocessors: int = 0
+) -> None:
     """Write `problems` as solved by torch on `gpu`, each time off by a normal factor of spread `noise`."""
     count = multiprocessors or int(gpu.config.multiprocessors.value)
     machine = Machine(
