@@ -14,15 +14,18 @@ CREATED := $(VENV)/created
 INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
 INSTALLED_DOCS := $(VENV)/installed-docs
+INSTALLED_CAPTURE := $(VENV)/installed-capture
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs smoke clean
+.PHONY: help demo capture test lint format bench docs smoke clean
 
 help:  ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## Simulate one scenario and show what it returned
 	@$(BIN)/moesim simulate
+
+capture: $(INSTALLED_CAPTURE)  ## Install PyTorch and transformers: without them, the tests of capture are skipped
 
 test: $(INSTALLED_DEV)  ## Run the tests
 	@$(BIN)/python -m pytest -q
@@ -74,3 +77,8 @@ $(INSTALLED_DOCS): $(INSTALLED)
 	@echo "Installing the documentation tools into $(VENV) (once)"
 	@$(PIP) install --editable '.[docs]'
 	@touch $@
+
+$(INSTALLED_CAPTURE): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing PyTorch and transformers into $(VENV) (once)"
+	@$(PIP) install --editable '.[dev,capture]'
+	@touch $@ $(INSTALLED) $(INSTALLED_DEV)

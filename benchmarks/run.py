@@ -4,10 +4,11 @@ import sys
 from collections.abc import Callable
 
 from engines import engines
+from routing_traces import routing_traces
 from serving import serving
 from table import Row, show
 
-BENCHMARKS: tuple[Callable[[], list[Row]], ...] = (engines, serving)
+BENCHMARKS: tuple[Callable[[], list[Row]], ...] = (engines, serving, routing_traces)
 """To add one, write a function that returns rows and list it here."""
 
 

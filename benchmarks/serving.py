@@ -1,13 +1,13 @@
 """The whole simulator: iterations per second, a peer's own example, growth with devices and experts, and memory.
 
 Peers were measured once on two cores (Vidur with warm caches) or speak for themselves (the log of LLMServingSim 2).
-`python benchmarks/serving.py --million` also runs a million requests, which takes minutes.
 """
 
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from table import Row, best_of, show
 
 from moesim.simulator.scenario import load_scenario, prepare
-from moesim.simulator.simulate import build_step_simulator, run, serve
+from moesim.simulator.simulate import build_pipelines, run, serve
 from moesim.simulator.step_simulator import StepSimulator
 
 REFERENCE = Path(os.environ.get("MOESIM_REFERENCE_DATA", ""))
@@ -48,7 +48,7 @@ LLAMA_2_7B = {
 
 def serving() -> list[Row]:
     """Rows of the table."""
-    return [chat_on_one_gpu(), qwen_on_two_gpus(), *growth_with_devices(), *memory((10_000, 100_000))]
+    return [chat_on_one_gpu(), qwen_on_two_gpus(), *growth_with_devices(), *memory((10_000, 100_000, 1_000_000))]
 
 
 def serve_seconds(scenario: dict[str, Any], runs: int) -> tuple[float, StepSimulator]:
@@ -56,11 +56,11 @@ def serve_seconds(scenario: dict[str, Any], runs: int) -> tuple[float, StepSimul
     fastest_s = float("inf")
     for _ in range(runs):
         setup = prepare(*load_scenario(scenario))
-        simulator = build_step_simulator(setup)
+        pipelines = build_pipelines(setup)
         begin_s = time.perf_counter()
-        serve(setup, simulator)
+        serve(setup, pipelines)
         fastest_s = min(fastest_s, time.perf_counter() - begin_s)
-    return fastest_s, simulator
+    return fastest_s, pipelines[0].stages[0]
 
 
 def chat_scenario() -> dict[str, Any]:
@@ -149,7 +149,7 @@ def memory(counts: tuple[int, ...]) -> list[Row]:
 
 
 def serve_many(count: int) -> None:
-    """Serve `count` short requests, 256 at a time; print the peak memory in MB and the seconds."""
+    """Serve `count` short requests, 256 at a time, and save the result; print the peak memory in MB and the seconds."""
     scenario = {
         "model": "llama-3.1-8b",
         "system": "h100-sxm-1",
@@ -162,7 +162,8 @@ def serve_many(count: int) -> None:
         },
     }
     begin_s = time.perf_counter()
-    run(prepare(*load_scenario(scenario)))
+    with tempfile.TemporaryDirectory() as folder:
+        run(prepare(*load_scenario(scenario))).save(Path(folder) / "result")
     seconds = time.perf_counter() - begin_s
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds)  # Linux: KiB
 
@@ -171,6 +172,6 @@ if __name__ == "__main__":
     if "--serve" in sys.argv:
         serve_many(int(sys.argv[-1]))
         sys.exit()
-    measured = [*serving(), *(memory((1_000_000,)) if "--million" in sys.argv else ())]
+    measured = serving()
     show(measured)
     sys.exit(not all(row.holds for row in measured))

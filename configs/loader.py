@@ -162,8 +162,8 @@ def override(
         assignments: `key.subkey=value` each, in order. A value is a YAML scalar, `[list]` or `{mapping}`; an item of a
             list goes by its index; mappings that are missing are created.
         references: keys whose text names another configuration, with the folder of it, such as
-            `{"model": "models"}`, or with a function that finds it. `model.hidden=4096` then reads that configuration
-            in and edits it.
+            `{"model": "models"}`, or with a function that finds it; `*` in a key stands for any one key.
+            `model.hidden=4096` then reads that configuration in and edits it.
 
     Raises:
         ConfigError: an assignment has no `=`, no YAML value, a key inside a scalar, or an index outside the list.
@@ -178,6 +178,12 @@ def override(
     return document
 
 
+def _matches(reference: str, path: KeyPath) -> bool:
+    """Whether `path` is the key `reference`, in which `*` stands for any one key."""
+    keys = reference.split(".")
+    return len(keys) == len(path) and all(key in ("*", str(part)) for key, part in zip(keys, path, strict=True))
+
+
 def _parse_value(place: str, text: str) -> Any:
     value = parse_yaml(text, place).data
     if isinstance(value, dict | list) and not text.lstrip().startswith(("{", "[")):
@@ -190,7 +196,7 @@ def _follow(document: Document, parts: Sequence[str], references: Mapping[str, F
     path: KeyPath = ()
     data = document.data
     for part in parts:
-        finder = references.get(dotted(path))
+        finder = next((found for key, found in references.items() if _matches(key, path)), None)
         if finder is not None and isinstance(data, str):
             held = document.at(path)
             document = document.graft(path, find(finder, held) if isinstance(finder, str) else finder(held))

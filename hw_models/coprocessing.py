@@ -81,6 +81,7 @@ def _cut_attention(first: Processor, second: Processor, operators: OperatorTable
         decode_m=np.zeros_like(decode),
         decode_flops=np.zeros_like(operators.flops),
         decode_read_bytes=np.zeros_like(operators.flops),
+        longest_decode=np.zeros_like(decode),
     )
     only_decode = replace(
         operators,
@@ -88,6 +89,8 @@ def _cut_attention(first: Processor, second: Processor, operators: OperatorTable
         flops=operators.decode_flops,
         read_bytes=operators.decode_read_bytes,
         write_bytes=written,
+        prefill_sequences=np.zeros_like(decode),
+        longest_prefill=np.zeros_like(decode),
     )
     return first.price(only_prefill), second.price(only_decode)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from moesim.configs.loader import Config, Document, KeyPath, Reference, find, take_over, validate
+from moesim.hw_models.attention_config import kernel_rows
 from moesim.hw_models.coprocessing import share_out
 from moesim.hw_models.gpu import GpuConfig
 from moesim.hw_models.logic_pim import LogicPimConfig
@@ -113,9 +114,9 @@ def _with_kernels(document: Document, processor: KeyPath, kernels: str | None) -
 
 
 def _leaves(mapping: Mapping[str, Any]) -> Iterator[KeyPath]:
-    """Paths of the parameters and scalars in `mapping`."""
+    """Paths of the parameters, calibrations, lists and scalars in `mapping`: what a set replaces whole."""
     for key, value in mapping.items():
-        if isinstance(value, dict) and value and "value" not in value:
+        if isinstance(value, dict) and value and not {"value", "data"} & set(value):
             yield from ((key, *path) for path in _leaves(value))
         else:
             yield (key,)
@@ -127,8 +128,14 @@ def build_device(config: DeviceConfig, name: str) -> Device:
 
 
 def describe(device: Device) -> list[ParameterRow]:
-    """Every parameter of `device`: name, value with unit, source, and error where it was fitted."""
+    """Every parameter of `device`: name, value with unit, source, and error where it was fitted.
+
+    Attention kernels come last, a line for each.
+    """
     rows = parameter_rows(device.config, {}, exclude="processors")
     for name, processor in device.config.processors.items():
         rows += parameter_rows(processor, processor.fits, f"{name}.")
+    for name, processor in device.config.processors.items():
+        if isinstance(processor, GpuConfig):
+            rows += kernel_rows(processor.attention, processor.fits, f"{name}.")
     return rows

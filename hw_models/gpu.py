@@ -1,28 +1,21 @@
 """GPUs: a roofline with tiles, waves and launches, fitted to measured kernels."""
 
 import operator
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from moesim.configs.loader import Config
-from moesim.hw_models.gpu_products import (
-    Format,
-    GroupedGemm,
-    ProductKernels,
-    TensorFormat,
-    format_rows,
-)
-from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter, Slowdown
+from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table
+from moesim.hw_models.gpu_products import Format, GroupedGemm, ProductKernels, TensorFormat, format_rows
+from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
 from moesim.hw_models.residual import FOLDER, Trees, fingerprint, joined, load_residual
 from moesim.hw_models.stated_errors import PLANES, product_errors, product_rows
 from moesim.units import BytesPerS, JoulesPerByte, Seconds, Watts
 from moesim.workloads.matrices import DTypeName
-from moesim.workloads.operator_table import DTYPES, FORMS, OperatorTable
+from moesim.workloads.operator_table import ATTENTION, DTYPES, FORMS, OperatorTable
 
 _QUANTITIES = {
     "gemm": ("m", "n", "k"),
@@ -31,25 +24,6 @@ _QUANTITIES = {
     "elementwise": ("", "", "bytes"),
 }
 """Quantities whose calibrated range is checked, by form."""
-
-
-class AttentionKernels(Config):
-    """Attention of prefill chunks and decode sequences, both in bf16."""
-
-    prefill_latency: Parameter[Seconds] = Field(description="Launch and set-up of a step with prefill, s.")
-    prefill_sustained: Parameter[Fraction] = Field(description="Share of the bf16 peak in prefill.")
-    prefill_dram_sustained: Parameter[Fraction] = Field(
-        description="Prefill traffic adds time as if at this share of the DRAM bandwidth."
-    )
-    decode_latency: Parameter[Seconds] = Field(description="Launch and set-up of a step of decodes only, s.")
-    decode_sustained: Parameter[Fraction] = Field(description="Share of the bf16 peak in decode.")
-    decode_dram_sustained: Parameter[Fraction] = Field(description="Share of the DRAM bandwidth in decode.")
-    decode_wave: Parameter[Seconds] = Field(
-        description="Time of one wave of (sequence, KV head) pairs over the multiprocessors, s."
-    )
-    mixed_decode_slowdown: Parameter[Slowdown] = Field(
-        description="Decode beside prefill takes this many times as long as in a step of its own."
-    )
 
 
 class GpuFit(Fit):
@@ -98,6 +72,9 @@ class GpuConfig(Fitted, ProductKernels):
             raise ValueError("formats must hold bf16")
         if "bf16" in self.grouped_gemm.weight_only:
             raise ValueError("grouped_gemm.weight_only must not hold bf16")
+        unknown = {kernel.fit for kernel in self.attention.kernels} - {None, *self.fits}
+        if unknown:
+            raise ValueError(f"attention.kernels: fit must be one of fits, got {min(map(str, unknown))!r}")
         return self
 
     def build(self, name: str) -> "GPU":
@@ -114,7 +91,7 @@ class GPU:
     """
 
     def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
-        from moesim.hw_models import gpu_kernel
+        from moesim.hw_models import attention_kernel, gpu_kernel
 
         self.config = config
         self.name = name
@@ -123,7 +100,16 @@ class GPU:
         self._columns_of = operator.attrgetter(*gpu_kernel.Columns._fields)
         self._parameters = _parameter_vector(config, gpu_kernel)
         self._formats, self._tiles = format_rows(config, gpu_kernel)
-        self._valid = _valid_ranges(config.fits)
+        self._valid = _valid_ranges(config)
+        self._price_attention = attention_kernel.price_rows
+        self._attention_columns = attention_kernel.Columns
+        self._attention_columns_of = operator.attrgetter(*attention_kernel.Columns._fields)
+        self._attention = (
+            kernel_table(config.attention, config.formats["bf16"].peak.value, config.dram_bandwidth.value),
+            cover_table(config.attention),
+            np.array([dtype.bytes for dtype in DTYPES.values()]),
+            float(config.multiprocessors.value),
+        )
         models = self._matching_models()
         self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), len(DTYPES)))
         self._product_errors = product_errors(config.fits, models)
@@ -137,6 +123,12 @@ class GPU:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
         columns = self._columns(*self._columns_of(operators))
         cost = Cost.zeros(len(operators))
+        attention = np.flatnonzero(operators.form == ATTENTION)
+        if len(attention):
+            # First, because the other rows' pass adds energy to all of them.
+            attention_columns = self._attention_columns(*self._attention_columns_of(operators))
+            outputs = cost.time_s, cost.bound, cost.extrapolated
+            self._price_attention(attention_columns, attention, *self._attention, outputs)
         self._price_rows(
             columns,
             self._parameters,
@@ -184,21 +176,11 @@ class GPU:
 
 def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
     dram = config.dram_bandwidth.value
-    bf16 = config.formats["bf16"].peak.value
-    attention = config.attention
     values = {
         kernel.MULTIPROCESSORS: config.multiprocessors.value,
         kernel.S_PER_DRAM_BYTE: 1 / (dram * config.dram_sustained.value),
         kernel.S_PER_PEAK_DRAM_BYTE: 1 / dram,
         kernel.KERNEL_LATENCY_S: config.kernel_latency.value,
-        kernel.PREFILL_LATENCY_S: attention.prefill_latency.value,
-        kernel.DECODE_LATENCY_S: attention.decode_latency.value,
-        kernel.MIXED_DECODE_SLOWDOWN: attention.mixed_decode_slowdown.value,
-        kernel.S_PER_PREFILL_FLOP: 1 / (bf16 * attention.prefill_sustained.value),
-        kernel.S_PER_PREFILL_BYTE: 1 / (dram * attention.prefill_dram_sustained.value),
-        kernel.S_PER_DECODE_FLOP: 1 / (bf16 * attention.decode_sustained.value),
-        kernel.S_PER_DECODE_BYTE: 1 / (dram * attention.decode_dram_sustained.value),
-        kernel.DECODE_WAVE_S: attention.decode_wave.value,
         kernel.J_PER_DRAM_BYTE: config.dram_energy.value,
         kernel.ACTIVE_W: config.active_power.value,
         kernel.J_PER_ATTENTION_FLOP: config.formats["bf16"].energy.value,
@@ -206,10 +188,15 @@ def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
     return np.array([float(values[position]) for position in range(kernel.PARAMETERS)])
 
 
-def _valid_ranges(fits: Mapping[str, GpuFit]) -> NDArray[np.float64]:
-    """float64[form, weight dtype, 6]; an empty range where no calibration covers the combination."""
+def _valid_ranges(config: GpuConfig) -> NDArray[np.float64]:
+    """float64[form, weight dtype, 6]; an empty range where no calibration covers the combination.
+
+    Calibrations of attention count if a kernel names them: a set of kernels replaces the kernels, but adds to `fits`.
+    """
+    named = {kernel.fit for kernel in config.attention.kernels}
+    fits = [fit for name, fit in config.fits.items() if name in named or fit.forms != ("attention",)]
     ranges: NDArray[np.float64] = np.tile([np.inf, -np.inf], (len(FORMS), len(DTYPES), 3))
-    for fit in fits.values():
+    for fit in fits:
         for form in fit.forms:
             row = np.ravel([fit.valid.get(quantity, (0.0, np.inf)) for quantity in _QUANTITIES[form]])
             for dtype in fit.weights:

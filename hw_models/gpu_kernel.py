@@ -22,19 +22,11 @@ COMPUTE, MEMORY, LATENCY = range(3)
     S_PER_DRAM_BYTE,
     S_PER_PEAK_DRAM_BYTE,
     KERNEL_LATENCY_S,
-    PREFILL_LATENCY_S,
-    S_PER_PREFILL_FLOP,
-    S_PER_PREFILL_BYTE,
-    DECODE_LATENCY_S,
-    S_PER_DECODE_FLOP,
-    S_PER_DECODE_BYTE,
-    DECODE_WAVE_S,
-    MIXED_DECODE_SLOWDOWN,
     J_PER_DRAM_BYTE,
     J_PER_ATTENTION_FLOP,
     ACTIVE_W,
     PARAMETERS,
-) = range(16)
+) = range(8)
 
 # Columns of the table of weight formats, of single products and of expert FFNs.
 (
@@ -88,9 +80,6 @@ class Columns(NamedTuple):
     weight_bytes_read: Floats
     read_bytes: Floats
     write_bytes: Floats
-    decode_m: Ints
-    decode_flops: Floats
-    decode_read_bytes: Floats
     grouped_rows: Ints
     expert_tokens: Ints
 
@@ -119,6 +108,8 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
     extrapolated: NDArray[np.bool_],
 ) -> None:
     """Write time, energy, bound and extrapolation of every row into the last four, which come as zeros.
+
+    Rows of attention come with times, bounds and extrapolation by `attention_kernel`, and get the rest.
 
     Args:
         columns: what to price.
@@ -154,9 +145,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
             work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row])
             price = _experts(work, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == ATTENTION:
-            decode_flops, decode_bytes = columns.decode_flops[row], columns.decode_read_bytes[row]
-            pairs = columns.decode_m[row] * _kv_heads(n, k, groups)
-            price = _attention(flops - decode_flops, decode_flops, nbytes, decode_bytes, pairs, parameters)
+            price = time_s[row], int(bound[row])
             j_per_flop = parameters[J_PER_ATTENTION_FLOP]
         else:
             price = _bounded(parameters[KERNEL_LATENCY_S], 0.0, nbytes * parameters[S_PER_DRAM_BYTE])
@@ -171,7 +160,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         if kind in (GEMM, GROUPED_GEMM):
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
         else:
-            extrapolated[row] = _is_outside(m, flops, nbytes, valid[kind, dtype])
+            extrapolated[row] = extrapolated[row] or _is_outside(m, flops, nbytes, valid[kind, dtype])
 
 
 @njit(cache=True)
@@ -231,13 +220,6 @@ def _is_outside(first: float, second: float, third: float, valid: Floats) -> boo
     """Whether one of three quantities lies outside its calibrated range."""
     inside = valid[0] <= first <= valid[1] and valid[2] <= second <= valid[3] and valid[4] <= third <= valid[5]
     return not inside
-
-
-@njit(cache=True)
-def _kv_heads(query_elements: int, kv_elements: int, heads: int) -> float:
-    """KV heads of an attention row; latent attention has one."""
-    kv_heads: float = np.round(kv_elements * heads / (2.0 * max(query_elements, 1)))
-    return max(1.0, kv_heads)
 
 
 @njit(cache=True)
@@ -396,33 +378,3 @@ def _row_tiles(expert_tokens: Ints, tile_m: int) -> int:
     for tokens in expert_tokens:
         count += (tokens + tile_m - 1) >> bits
     return count
-
-
-@njit(cache=True)
-def _attention(
-    prefill_flops: float,
-    decode_flops: float,
-    nbytes: float,
-    decode_bytes: float,
-    pairs: float,
-    parameters: Floats,
-) -> tuple[float, int]:
-    """Prefill and decode sequences of one step, in one launch.
-
-    Prefill: computing, plus a part that goes with its traffic (the start and the masked half of each tile of queries).
-    Decode: computing or streaming keys and values, and waves of `pairs` of a sequence and a KV head, which
-    multiprocessors take one at a time. In a mixed step both add up, and decode is slower by a factor, as the kernel is
-    laid out for prefill.
-    """
-    waves_s = np.ceil(pairs / parameters[MULTIPROCESSORS]) * parameters[DECODE_WAVE_S]
-    decode_compute_s = decode_flops * parameters[S_PER_DECODE_FLOP]
-    if prefill_flops <= 0.0:
-        latency_s = parameters[DECODE_LATENCY_S] + waves_s
-        return _bounded(latency_s, decode_compute_s, nbytes * parameters[S_PER_DECODE_BYTE])
-    decode_memory_s = decode_bytes * parameters[S_PER_DECODE_BYTE]
-    decode_s = parameters[MIXED_DECODE_SLOWDOWN] * (waves_s + max(decode_compute_s, decode_memory_s))
-    prefill_compute_s = prefill_flops * parameters[S_PER_PREFILL_FLOP]
-    prefill_memory_s = (nbytes - decode_bytes) * parameters[S_PER_PREFILL_BYTE]
-    latency_s = parameters[PREFILL_LATENCY_S]
-    _, bound = _bounded(latency_s, prefill_compute_s + decode_compute_s, prefill_memory_s + decode_memory_s)
-    return latency_s + prefill_compute_s + prefill_memory_s + decode_s, bound

@@ -1,65 +1,22 @@
 """Links between devices, and what collectives over them cost."""
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel
 
-from moesim.hw_models.parameters import Fitted, Fraction, Parameter
+from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
+from moesim.hw_models.link_config import CustomAllReduce, ExpertExchange, ExpertKernel, LinkConfig, Protocol, Protocols
+from moesim.hw_models.parameters import Fit, Parameter, parameters
 from moesim.hw_models.processor import Cost
-from moesim.units import BytesPerS, JoulesPerByte, Seconds
-
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
-ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL = range(4)
 
 Floats = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class CollectiveTable:
-    """Collectives as columns; a row is what one member does in one collective.
-
-    Attributes:
-        kind: int8[row], index into `COLLECTIVES`.
-        ranks: int32[row], members.
-        nodes: int32[row], nodes that the members are spread over, equally many in each.
-        payload_bytes: float64[row], size of the tensor that is reduced, or of the gathered one; 0 for all_to_all.
-        sent_bytes, received_bytes: float64[row], all_to_all: bytes to and from other members in the same node.
-        sent_internode_bytes, received_internode_bytes: float64[row], all_to_all: to and from members in other nodes.
-    """
-
-    kind: NDArray[np.int8]
-    ranks: NDArray[np.int32]
-    nodes: NDArray[np.int32]
-    payload_bytes: Floats
-    sent_bytes: Floats
-    received_bytes: Floats
-    sent_internode_bytes: Floats
-    received_internode_bytes: Floats
-
-    def __len__(self) -> int:
-        return len(self.kind)
-
-
-class LinkConfig(Fitted):
-    """What one device has to reach others: a link to those in its node, or to those in other nodes."""
-
-    bandwidth: Parameter[BytesPerS] = Field(description="Datasheet bandwidth per direction and device, B/s.")
-    peer_bandwidth: Parameter[BytesPerS] | None = Field(
-        default=None,
-        description="Its part to each other device in the node, B/s, where every pair has a link of its own; without"
-        " it, a switch gives all of the bandwidth to any pair.",
-    )
-    sustained: Parameter[Fraction] = Field(description="Share of it that large collectives reach.")
-    launch_latency: Parameter[Seconds] = Field(description="Start of a ring collective (reduce, gather, scatter), s.")
-    hop_latency: Parameter[Seconds] = Field(description="Each hop of a ring adds this, s.")
-    exchange_latency: Parameter[Seconds] = Field(description="Start of an all-to-all, s.")
-    quick_sustained: Parameter[Fraction] = Field(description="Share of the bandwidth in the low-latency protocol.")
-    bulk_latency: Parameter[Seconds] = Field(description="Extra time of the full-bandwidth protocol, s.")
-    energy: Parameter[JoulesPerByte] = Field(description="Dynamic energy per byte sent, J.")
+SECTIONS = ("ring", "ring", "ring", "exchange", "custom_all_reduce", *("deepep",) * 2, *("deepep_low_latency",) * 2)
+"""The part of `LinkConfig` that prices each of `COLLECTIVES`."""
 
 
 class Interconnect:
@@ -78,38 +35,128 @@ class Interconnect:
         self._price_rows = collective_kernel.price_rows
         self._columns = collective_kernel.Columns
         self._columns_of = operator.attrgetter(*collective_kernel.Columns._fields)
-        self._links = np.array([_link_row(link, collective_kernel) for link in (intra_node, inter_node)])
-        self._valid = _valid_range(intra_node)
+        self._links = _links((intra_node, inter_node), collective_kernel)
+
+    def offers(self, kind: str) -> bool:
+        """Whether a collective of this kind can be priced; a custom all-reduce falls back on NCCL, so it always can."""
+        section = SECTIONS[COLLECTIVES.index(kind)]
+        return kind == "custom_all_reduce" or getattr(self.intra_node, section) is not None
 
     def price(self, table: CollectiveTable) -> Cost:
-        """Price of each row, for one member. The energy is that of the bytes which the member sends.
+        """Price of each row, for one member.
 
+        The energy is that of the bytes which the member sends; for sums, of those of a ring, whatever the algorithm.
         One member, or no bytes, costs nothing.
         """
         columns = self._columns(*self._columns_of(table))
         cost = Cost.zeros(len(table))
-        self._price_rows(columns, self._links, self._valid, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated)
+        self._price_rows(columns, self._links, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated)
         return cost
 
 
-def _link_row(link: LinkConfig, kernel: Any) -> list[float]:
-    bandwidth = link.bandwidth.value
+def _links(links: tuple[LinkConfig, LinkConfig], kernel: Any) -> Any:
+    """The parameters as the kernel takes them."""
+    inner = links[0]
+    in_switch = np.array([np.inf, np.inf, 0.0])
+    if inner.in_switch is not None:
+        part, bandwidth = inner.in_switch, inner.bandwidth.value
+        in_switch[:] = part.launch.value, part.least_members.value, 1 / (bandwidth * part.sustained.value)
+    own_blocks = (link.ring.own_block for link in links)
+    return kernel.Links(
+        ring=np.array([_protocol_rows(link.ring, link) for link in links]),
+        exchange=np.array([_protocol_rows(link.exchange, link) for link in links]),
+        usable=np.array(
+            [[_usable(getattr(link, part), link, kernel) for link in links] for part in ("ring", "exchange")]
+        ),
+        own_block=np.array([own.value if own else 0.0 for own in own_blocks]),
+        in_switch=in_switch,
+        custom=np.array(_custom_rows(inner.custom_all_reduce, inner)),
+        custom_largest=_largest(inner.custom_all_reduce, kernel),
+        deepep=np.array([_deepep_rows(link, kernel) for link in links]),
+        j_per_byte=np.array([link.energy.value for link in links]),
+        valid=np.array([_valid_range(inner, section) for section in SECTIONS]),
+    )
+
+
+def _protocol_row(protocol: Protocol, link: LinkConfig) -> list[float]:
+    rate_bytes_per_s = link.bandwidth.value * protocol.sustained.value
+    return [protocol.launch.value, protocol.hop.value, 1 / rate_bytes_per_s]
+
+
+def _protocol_rows(protocols: Protocols, link: LinkConfig) -> list[list[float]]:
+    return [_protocol_row(protocol, link) for protocol in (protocols.ll, protocols.ll128, protocols.simple)]
+
+
+def _usable(protocols: Protocols, link: LinkConfig, kernel: Any) -> Floats:
+    """float64[members]: share of a device's rate that is left in a group of so many in its node."""
+    members = np.arange(kernel.MAX_MEMBERS + 1)
+    share = np.ones(len(members))
+    for least in sorted(protocols.contention):
+        share[members >= least] = protocols.contention[least].value
+    if link.peer_bandwidth is not None:
+        links = np.maximum(1, members - 1)
+        share *= np.minimum(1.0, links * link.peer_bandwidth.value / link.bandwidth.value)
+    return share
+
+
+def _custom_rows(custom: CustomAllReduce | None, link: LinkConfig) -> list[list[float]]:
+    if custom is None:
+        return [[np.inf, 0.0, 0.0]] * 2
+    return [_protocol_row(protocol, link) for protocol in (custom.one_shot, custom.two_shot)]
+
+
+def _largest(custom: CustomAllReduce | None, kernel: Any) -> Floats:
+    """float64[members]: largest tensor in bytes; -1 where engines have no kernel of their own."""
+    largest = np.full(kernel.MAX_MEMBERS + 1, -1.0)
+    for members, nbytes in (custom.largest if custom else {}).items():
+        largest[min(members, kernel.MAX_MEMBERS)] = nbytes.value
+    return largest
+
+
+def _deepep_rows(link: LinkConfig, kernel: Any) -> list[list[list[float]]]:
+    return [
+        [_expert_kernel_row(part, way, link, kernel) for way in ("dispatch", "combine")]
+        for part in (link.deepep, link.deepep_low_latency)
+    ]
+
+
+def _expert_kernel_row(exchange: ExpertExchange | None, way: str, link: LinkConfig, kernel: Any) -> list[float]:
+    if exchange is None:
+        return [np.inf] + [0.0] * (kernel.EXPERT_KERNEL_COLUMNS - 1)
+    part: ExpertKernel = getattr(exchange, way)
     values = {
-        kernel.LAUNCH_S: link.launch_latency.value,
-        kernel.HOP_S: link.hop_latency.value,
-        kernel.EXCHANGE_LAUNCH_S: link.exchange_latency.value,
-        kernel.S_PER_BYTE: 1 / (bandwidth * link.sustained.value),
-        kernel.QUICK_S_PER_BYTE: 1 / (bandwidth * link.quick_sustained.value),
-        kernel.BULK_S: link.bulk_latency.value,
-        kernel.PEER_SHARE: min(1.0, link.peer_bandwidth.value / bandwidth) if link.peer_bandwidth else 1.0,
-        kernel.J_PER_BYTE: link.energy.value,
+        kernel.START_S: part.launch.value,
+        kernel.EXPERT_S: _or_zero(part.per_expert),
+        kernel.FILL_S_PER_BYTE: _per_byte(part.fill_bandwidth),
+        kernel.LINK_S_PER_BYTE: 1 / (link.bandwidth.value * part.sustained.value),
+        kernel.COPY_S: _or_zero(part.copy_latency),
+        kernel.COPY_S_PER_BYTE: _per_byte(part.copy_bandwidth),
+        kernel.TOKEN_S: _or_zero(part.token_latency),
+        kernel.TOKEN_S_PER_BYTE: _per_byte(part.token_bandwidth),
+        kernel.MULTIPROCESSORS: float(exchange.multiprocessors.value) if exchange.multiprocessors else 1.0,
     }
-    return [values[column] for column in range(kernel.LINK_COLUMNS)]
+    return [values[column] for column in range(kernel.EXPERT_KERNEL_COLUMNS)]
 
 
-def _valid_range(link: LinkConfig) -> Floats:
-    """float64[4]: least and greatest ranks, least and greatest payload in bytes; empty without a calibration."""
-    fit = next(iter(link.fits.values()), None)
+def _or_zero(parameter: Parameter[Any] | None) -> float:
+    return float(parameter.value) if parameter else 0.0
+
+
+def _per_byte(parameter: Parameter[Any] | None) -> float:
+    return 1 / float(parameter.value) if parameter else 0.0
+
+
+def _valid_range(link: LinkConfig, section: str) -> tuple[float, float, float, float]:
+    """Least and greatest number of members, and bytes (tokens, for DeepEP); empty without a calibration."""
+    fit = next(_fits_of(getattr(link, section), link.fits), None)
     if fit is None:
-        return np.array([np.inf, -np.inf, np.inf, -np.inf])
-    return np.array([*fit.valid.get("ranks", (0.0, np.inf)), *fit.valid.get("bytes", (0.0, np.inf))])
+        return np.inf, -np.inf, np.inf, -np.inf
+    size = fit.valid.get("bytes") or fit.valid.get("tokens") or (0.0, np.inf)
+    return *fit.valid.get("ranks", (0.0, np.inf)), *size
+
+
+def _fits_of(part: BaseModel | None, fits: Mapping[str, Fit]) -> Iterator[Fit]:
+    """The calibrations that the parameters of a section name."""
+    for _, parameter in parameters(part) if part is not None else ():
+        if parameter.fit is not None:
+            yield fits[parameter.fit]

@@ -10,7 +10,8 @@ from pydantic import Field
 from moesim.configs.loader import Config, Document, Reference, find, shipped, take_over, validate
 from moesim.errors import ConfigError
 from moesim.hw_models.device import Device, load_device
-from moesim.hw_models.interconnect import Interconnect, LinkConfig
+from moesim.hw_models.interconnect import Interconnect
+from moesim.hw_models.link_config import LinkConfig
 from moesim.hw_models.parameters import Count, ParameterRow, parameter_rows
 
 _COUNTED = re.compile(r"(?P<name>.+)-(?P<count>[0-9]+)")

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from moesim.reports.comparison import ComparedRun, Metric, MetricRow, OperatorRow, metric_rows, operator_rows
 from moesim.reports.latency_figure import latency_figure
 from moesim.reports.style import styled
+from moesim.simulator.result import describe_pools
 
 if TYPE_CHECKING:  # matplotlib loads slowly
     from matplotlib.figure import Figure
@@ -21,7 +22,7 @@ TEMPLATES = {".html": "compare.html.j2", ".md": "compare.md.j2"}
 _SAME = 0.005  # ratios nearer to 1 than this are neither better nor worse
 _MICRO = 1e6
 _ALL_DIGITS = 1000
-DESCRIBED = ("model", "system", "parallelism", "load", "routing", "extrapolated")
+DESCRIBED = ("model", "systems", "load", "routing", "extrapolated")
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,11 @@ def _operator_cells(row: OperatorRow, runs: Sequence[ComparedRun]) -> dict[str, 
 def _facts(run: ComparedRun) -> list[str]:
     settings, summary = run.result.settings, run.result.summary
     what = settings["resolved"]
-    degrees = ", ".join(f"{name} {degree}" for name, degree in settings["parallelism"].items())
     loop = f"{what['concurrency']} in flight" if what["concurrency"] else "open loop"
     load = f"{summary['requests']} requests, {loop}"
     return [
         what["model"],
-        what["system"],
-        degrees,
+        describe_pools(settings),
         load,
         what["routing"],
         f"{summary['extrapolated_time_fraction']:.0%}",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import DataError, InputError
 from moesim.reports.style import KINDS, OTHER, Kind, distinct_labels, kind_of
-from moesim.simulator.result import Result, load_result
+from moesim.simulator.result import Result, describe_pools, load_result
 
 Floats = NDArray[np.float64]
 
@@ -19,9 +19,9 @@ MOST_RUNS = 12
 
 _NEEDED = {
     "operators": {"operator", "layer", "device", "time_s"},
-    "devices": {"device", "compute_busy_s", "network_busy_s"},
+    "devices": {"device", "steps", "compute_busy_s", "network_busy_s"},
     "requests": {"ttft_s", "tpot_s", "warmup"},
-    "steps": {"duration_s"},
+    "steps": {"duration_s", "repeats"},
 }
 _BUSY = "_busy_s"
 COMPUTE, NETWORK, IDLE = "compute", "network", "idle"
@@ -38,11 +38,9 @@ class Run:
     @property
     def description(self) -> str:
         """Model, system and parallelism."""
-        settings = self.result.settings
-        what = settings["resolved"]
-        degrees = " ".join(f"{name}={degree}" for name, degree in settings["parallelism"].items())
+        what = self.result.settings["resolved"]
         load = f", {what['concurrency']} requests in flight" if what["concurrency"] else ""
-        return f"{what['model']} on {what['system']} ({degrees}{load})"
+        return f"{what['model']} on {describe_pools(self.result.settings)}{load}"
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -74,26 +72,21 @@ def load_run(folder: Path) -> Result:
             raise DataError(f"{folder}: {table}.parquet", "must have the column", missing[0])
         if not len(result.tables[table][min(columns)]):
             raise DataError(f"{folder}: {table}.parquet", "must have rows")
-    if not {"resolved", "parallelism"} <= result.settings.keys():
-        raise DataError(f"{folder}: settings.json", "must have the keys resolved and parallelism")
+    if "pools" not in result.settings.get("resolved", {}):
+        raise DataError(f"{folder}: settings.json", "must have the key resolved.pools")
     return result
 
 
 def steps(result: Result) -> int:
     """Steps that the run took."""
-    return len(result.tables["steps"]["duration_s"])
-
-
-def devices(result: Result) -> int:
-    """Devices of the run."""
-    return len(result.tables["devices"]["device"])
+    return int(result.tables["steps"]["repeats"].sum())
 
 
 def _seconds_per_step(result: Result) -> Floats:
-    """float64[operator row]: mean seconds per step and device; of the host, which is one, per step."""
+    """float64[operator row]: mean seconds per step and device; of the host, which a replica has one of, per step."""
     table = result.tables["operators"]
-    sharing = np.where(np.asarray(table["device"]) >= 0, devices(result), 1)
-    shares: Floats = np.asarray(table["time_s"], dtype=np.float64) / (steps(result) * sharing)
+    parts = np.where(np.asarray(table["device"]) >= 0, float(result.tables["devices"]["steps"].sum()), steps(result))
+    shares: Floats = np.asarray(table["time_s"], dtype=np.float64) / parts
     return shares
 
 
@@ -116,7 +109,7 @@ def step_time_by_kind(result: Result) -> dict[Kind, float]:
 
 def mean_step_s(result: Result) -> float:
     """Mean duration of a step."""
-    return float(np.mean(result.tables["steps"]["duration_s"]))
+    return float(np.sum(result.tables["steps"]["duration_s"])) / steps(result)
 
 
 def waiting_s(result: Result) -> float:

@@ -8,13 +8,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 import moesim
 from moesim.simulator.result import Result, is_result, load_result
 from moesim.simulator.scenario import Setup
 from moesim.simulator.simulate import run, settings_of
 from moesim.workloads.routing_draw import TraceRouter
+from moesim.workloads.routing_profile_arrays import optional_arrays
 
 Progress = Callable[[int], None]
 
@@ -56,18 +59,21 @@ def setup_key(setup: Setup) -> str:
     """
     digest = hashlib.sha256()
     scenario = setup.scenario.model_dump(mode="json", exclude={"model", "system", "requests", "routing", "engine"})
-    configurations = (setup.model, setup.system.config, setup.system.device.config, setup.parallelism)
+    configurations: list[BaseModel] = [setup.model]
+    for pool in setup.pools:
+        configurations += [pool.system.config, pool.system.device.config, pool.parallelism]
     texts = [json.dumps(scenario, sort_keys=True), *(config.model_dump_json() for config in configurations)]
     texts += [_code_hash(), setup.routing_source, str(setup.requests.concurrency), type(setup.router).__name__]
     digest.update("\n".join(texts).encode())
     columns = (setup.requests.arrival_s, setup.requests.prompt_tokens, setup.requests.output_tokens)
-    arrays: list[NDArray[Any]] = [*columns, *([setup.placement.slots] if setup.placement else [])]
+    arrays: list[NDArray[Any]] = [*columns, *(pool.placement.slots for pool in setup.pools if pool.placement)]
     if setup.requests.prefix is not None:
         arrays += [setup.requests.prefix.ids, setup.requests.prefix.offsets]
         digest.update(str(setup.requests.prefix.block_tokens).encode())
     if setup.router:
         profile = setup.router.profile
         arrays += [profile.popularity, *([] if profile.transitions is None else [profile.transitions])]
+        arrays += optional_arrays(profile, np.float64).values()
     if isinstance(setup.router, TraceRouter):
         trace = setup.router.trace
         arrays += [trace.request, trace.position, trace.expert]

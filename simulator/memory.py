@@ -29,14 +29,15 @@ class KvCache:
     state_bytes: float = 0.0  # per sequence with any token, whatever its length
 
     @classmethod
-    def of(cls, model: Model, tp: int, block_tokens: int) -> "KvCache":
-        """The cache of `model` under tensor parallelism."""
+    def of(cls, model: Model, tp: int, block_tokens: int, layers: range | None = None) -> "KvCache":
+        """The cache of `model` under tensor parallelism; of some `layers`, if they are given."""
         sizes: dict[int | None, float] = {}
-        for layer in model.layers:
+        held = model.layers if layers is None else model.layers[layers.start : layers.stop]
+        for layer in held:
             span = layer.attention.span
             window = span.tokens if isinstance(span, Chunk) else layer.attention.window
             sizes[window] = sizes.get(window, 0.0) + layer.attention.cached_bytes(tp, model.dtypes)
-        state = sum(layer.attention.state_bytes(tp, model.dtypes) for layer in model.layers)
+        state = sum(layer.attention.state_bytes(tp, model.dtypes) for layer in held)
         return cls(block_tokens, np.array(list(sizes.values())), tuple(sizes), state)
 
     def bytes(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -108,16 +109,21 @@ class Demand:
         return None if self.expert_slots is None else -(-self.expert_slots // ep)
 
 
-def check_capacity(model: Model, system: System, parallelism: Parallelism, demand: Demand) -> MemoryPlan:
-    """The memory plan, if the model and the longest request fit.
+def check_capacity(
+    model: Model, system: System, parallelism: Parallelism, demand: Demand
+) -> tuple[MemoryPlan, KvCache]:
+    """Memory and KV cache of a device on the stage with room for the fewest tokens, if the longest request fits there.
+
+    All stages hold the same tokens, so the tightest one decides for all (as in vLLM, where every worker gets the least
+    number of blocks).
 
     Raises:
-        CapacityError: they do not; the message names the smallest parallelism that does.
+        CapacityError: model and longest request do not fit; the message names the smallest parallelism that does.
     """
-    memory = _memory(model, system, parallelism, demand)
-    need = _kv_need(model, parallelism, demand)
+    memory, cache = _tightest_stage(model, system, parallelism, demand)
+    need = _kv_need(cache, demand)
     if memory.kv_bytes >= need:
-        return memory
+        return memory, cache
     total = (memory.weight_bytes + memory.workspace_bytes + need) / 1e9
     suggestion = _suggestion(model, system, demand)
     rule = (
@@ -125,17 +131,35 @@ def check_capacity(model: Model, system: System, parallelism: Parallelism, deman
         f"{memory.workspace_bytes / 1e9:.1f}, KV cache of one request of {demand.longest_tokens} tokens "
         f"{need / 1e9:.1f}), but {system.name} offers {memory.usable_bytes / 1e9:.1f} GB; {suggestion}"
     )
-    raise CapacityError(f"parallelism tp={parallelism.tp} dp={parallelism.dp} ep={parallelism.ep}", rule)
+    raise CapacityError(f"parallelism {_degrees(parallelism)}", rule)
 
 
-def _memory(model: Model, system: System, parallelism: Parallelism, demand: Demand) -> MemoryPlan:
+def _degrees(parallelism: Parallelism) -> str:
+    stages = f" pp={parallelism.pp}" if parallelism.pp > 1 else ""
+    return f"tp={parallelism.tp} dp={parallelism.dp} ep={parallelism.ep}{stages}"
+
+
+def _tightest_stage(
+    model: Model, system: System, parallelism: Parallelism, demand: Demand
+) -> tuple[MemoryPlan, KvCache]:
+    stages = [
+        (_stage_memory(model, system, parallelism, demand, layers), _stage_cache(model, parallelism, demand, layers))
+        for layers in parallelism.stage_layers(len(model.layers))
+    ]
+    return min(stages, key=lambda stage: stage[0].kv_bytes / max(1.0, _kv_need(stage[1], demand)))
+
+
+def _stage_memory(model: Model, system: System, parallelism: Parallelism, demand: Demand, layers: range) -> MemoryPlan:
     p = parallelism
-    plan = OperatorPlan(model, tp=p.tp, dp=p.dp, ep=p.ep, slots=demand.slots_per_rank(p.ep))
+    plan = OperatorPlan(model, tp=p.tp, dp=p.dp, ep=p.ep, slots=demand.slots_per_rank(p.ep), layers=layers)
     return plan_memory(plan, system.memory_bytes, demand.utilization, demand.token_budget)
 
 
-def _kv_need(model: Model, parallelism: Parallelism, demand: Demand) -> float:
-    cache = KvCache.of(model, parallelism.tp, demand.block_tokens)
+def _stage_cache(model: Model, parallelism: Parallelism, demand: Demand, layers: range) -> KvCache:
+    return KvCache.of(model, parallelism.tp, demand.block_tokens, layers)
+
+
+def _kv_need(cache: KvCache, demand: Demand) -> float:
     return float(cache.bytes(np.array([demand.longest_tokens]))[0])
 
 
@@ -145,10 +169,7 @@ def _suggestion(model: Model, system: System, demand: Demand) -> str:
     while devices <= _LARGEST_SUGGESTION:
         for candidate in _candidates(model, devices):
             if _fits(model, system, candidate, demand):
-                return (
-                    f"the smallest that fits is {devices} devices with "
-                    f"tp={candidate.tp} dp={candidate.dp} ep={candidate.ep}"
-                )
+                return f"the smallest that fits is {devices} devices with {_degrees(candidate)}"
         devices *= 2
     return f"nothing up to {_LARGEST_SUGGESTION} devices fits"
 
@@ -166,4 +187,5 @@ def _fits(model: Model, system: System, parallelism: Parallelism, demand: Demand
         check_parallelism(model, parallelism, "candidate")
     except ConfigError:
         return False
-    return _memory(model, system, parallelism, demand).kv_bytes >= _kv_need(model, parallelism, demand)
+    memory, cache = _tightest_stage(model, system, parallelism, demand)
+    return memory.kv_bytes >= _kv_need(cache, demand)

@@ -1,8 +1,9 @@
 """How one replica's model is cut over devices, and whether the cuts divide.
 
-A replica is `dp * tp` devices. Attention and dense layers are tensor parallel within groups of `tp` devices, and data
-parallel over `dp` groups. The same devices hold the routed experts as `ep` groups of `moe_tp` tensor-parallel shards.
-Device `d` belongs to data-parallel rank `d // tp` and expert-parallel rank `d // moe_tp`.
+A replica is `pp` pipeline stages of `dp * tp` devices each; a stage holds consecutive layers. Within a stage, attention
+and dense layers are tensor parallel within groups of `tp` devices, and data parallel over `dp` groups. The same devices
+hold the stage's routed experts as `ep` groups of `moe_tp` tensor-parallel shards. Device `d` of a stage belongs to
+data-parallel rank `d // tp` and expert-parallel rank `d // moe_tp`.
 """
 
 from collections.abc import Iterator
@@ -21,22 +22,39 @@ class Parallelism(Config):
     tp: PositiveInt = Field(1, description="tensor parallelism of attention, dense and shared-expert layers")
     dp: PositiveInt = Field(1, description="data parallelism of attention: ranks with their own requests")
     ep: PositiveInt = Field(1, description="expert parallelism: groups of devices that share the routed experts out")
+    pp: PositiveInt = Field(1, description="pipeline parallelism: stages that hold consecutive layers")
 
     @model_validator(mode="after")
     def _experts_divide(self) -> Self:
-        if self.devices % self.ep:
-            raise ValueError(f"`ep` must divide dp * tp = {self.devices} devices, got ep = {self.ep}")
+        if self.stage_devices % self.ep:
+            raise ValueError(f"`ep` must divide dp * tp = {self.stage_devices} devices, got ep = {self.ep}")
         return self
 
     @property
     def devices(self) -> int:
         """Devices of the replica."""
+        return self.pp * self.stage_devices
+
+    @property
+    def stage_devices(self) -> int:
+        """Devices of one pipeline stage."""
         return self.dp * self.tp
 
     @property
     def moe_tp(self) -> int:
         """Tensor parallelism within each group of experts."""
-        return self.devices // self.ep
+        return self.stage_devices // self.ep
+
+    def stage_layers(self, layers: int) -> list[range]:
+        """Layers of each stage: equally many, and those left over on the last stages but one.
+
+        The last stage has the output head beside its layers (vLLM 0.10, `get_pp_indices`).
+        """
+        sizes = [layers // self.pp] * self.pp
+        for stage in range(layers % self.pp):
+            sizes[-2 - stage] += 1
+        ends = [sum(sizes[: stage + 1]) for stage in range(self.pp)]
+        return [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 def check_parallelism(model: Model, parallelism: Parallelism, place: str) -> None:
@@ -51,6 +69,8 @@ def check_parallelism(model: Model, parallelism: Parallelism, place: str) -> Non
 
 
 def _broken_rules(model: Model, parallelism: Parallelism) -> Iterator[str]:
+    if parallelism.pp > len(model.layers):
+        yield f"pp must be at most the {len(model.layers)} layers of {model.name}, got pp = {parallelism.pp}"
     for layer in model.layers:
         yield from _attention_rules(layer, parallelism.tp)
         yield from _ffn_rules(layer, parallelism)

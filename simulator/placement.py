@@ -31,6 +31,11 @@ class Placement:
         """Slots that each expert-parallel rank owns in each layer."""
         return int(self.slots.shape[1]) // self.ep
 
+    def of_layers(self, model: Model, layers: range) -> Self | None:
+        """The part for some of the model's layers; None if no MoE layer is among them."""
+        rows = [row for row, (layer, _) in enumerate(model.moe_layers) if layer in layers]
+        return type(self)(self.slots[rows], self.ep) if rows else None
+
     @classmethod
     def contiguous(cls, moe_layers: int, experts: int, ep: int) -> Self:
         """Experts in order, equally many per rank, no replicas."""

@@ -40,12 +40,12 @@ class Result:
 
     @property
     def requests(self) -> "pd.DataFrame":
-        """A row per request: arrival, first and last token, TTFT, TPOT, E2E (seconds), rank, preemptions."""
+        """A row per request: arrival, first and last token, TTFT, TPOT, E2E (seconds), replica, rank, preemptions."""
         return self.frame("requests")
 
     @property
     def steps(self) -> "pd.DataFrame":
-        """A row per step: start, duration (seconds), tokens, queue, KV use, expert imbalance, energy (joules)."""
+        """A row per step: replica, start and duration (seconds), tokens, queue, KV use, imbalance, energy (joules)."""
         return self.frame("steps")
 
     @property
@@ -102,6 +102,19 @@ class Result:
         if self.timeline is not None:
             (folder / _TIMELINE).write_bytes(self.timeline)
         (folder / _SUMMARY).write_text(_json(self.summary), encoding="utf-8")
+
+
+def describe_pools(settings: Mapping[str, Any]) -> str:
+    """Systems and parallelism of the pools in `Result.settings`, such as `h100-sxm-8, tp=2 dp=4 ep=8`."""
+    return " and ".join(_describe_pool(pool) for pool in settings["resolved"]["pools"])
+
+
+def _describe_pool(pool: Mapping[str, Any]) -> str:
+    degrees = dict(pool["parallelism"]) | {"replicas": pool["replicas"]}
+    optional = ("pp", "replicas")
+    shown = " ".join(f"{name}={degree}" for name, degree in degrees.items() if name not in optional or degree > 1)
+    role = "" if pool["role"] == "both" else f"{pool['role']}: "
+    return f"{role}{pool['system']}, {shown}"
 
 
 def load_result(folder: str | Path) -> Result:

@@ -6,18 +6,19 @@ prepare: `Scenario` -> `Setup`, with model, system, requests and routing loaded 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config, Document, Finder, Reference, find, override, validate
-from moesim.errors import ConfigError, InputError
-from moesim.hw_models.system import System, load_system, system_document
-from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
-from moesim.simulator.parallelism import Parallelism, check_parallelism
-from moesim.simulator.placement import CONTIGUOUS, Placement, load_placement
+from moesim.errors import ConfigError, NotedErrors
+from moesim.hw_models.system import System, system_document
+from moesim.simulator.load_balancing import PolicyName
+from moesim.simulator.parallelism import Parallelism
+from moesim.simulator.placement import CONTIGUOUS
+from moesim.simulator.pool import Pool, PoolSettings
+from moesim.simulator.pool_loading import PoolPlan, build_pools, load_systems
 from moesim.simulator.prefix_cache import check_prefix_caching
 from moesim.simulator.scheduler import SchedulerSettings
 from moesim.workloads.models import Model, load_model
@@ -31,9 +32,14 @@ REFERENCES: Mapping[str, Finder] = {
     "system.device": "devices",
     "requests": "requests",
     "scheduler": "schedulers",
+    "pools.*.system": system_document,
+    "pools.*.system.device": "devices",
+    "pools.*.scheduler": "schedulers",
 }
 """Keys of a scenario that name other configurations, and where those are found."""
 
+MAIN_POOL = "main"
+"""The pool of a scenario that names none."""
 Named = str | dict[str, Any]
 _MAX_REQUESTS = 10**8
 _LATEST_ARRIVAL_S = 1e8
@@ -51,12 +57,30 @@ class Scenario(Config):
         None, description="closed loop: so many requests in flight, arrivals ignored"
     )
     routing: Named = Field("uniform", description="uniform, zipf:EXPONENT, a shipped profile, a profile or trace file")
-    parallelism: Parallelism | None = Field(None, description="tp, dp, ep; without it tp = number of devices")
+    parallelism: Parallelism | None = Field(
+        None, description="tp, dp, ep, pp of each replica; without it tp = devices / replicas"
+    )
+    replicas: PositiveInt = Field(1, description="copies of the model, each on its share of the devices")
+    load_balancing: PolicyName = Field(
+        "least_outstanding",
+        description="which data-parallel rank of which replica gets a request: the one with the fewest requests, each "
+        "in turn, or the one whose prefix cache holds most of the prompt",
+    )
+    pools: dict[str, PoolSettings] = Field(
+        default_factory=dict,
+        description="replicas of several kinds, by name; without it one pool of what stands above, which is otherwise "
+        "the default of each pool",
+    )
     placement: str = Field(CONTIGUOUS, description="contiguous, or the path of a placement file")
     warmup_requests: int = Field(
         0, ge=0, description="the first so many requests are simulated but left out of latency and throughput"
     )
     scheduler: SchedulerSettings = SchedulerSettings()
+    fast_forward: PositiveInt = Field(
+        1,
+        description="while a batch decodes unchanged, play one step for up to so many; requests that arrive meanwhile "
+        "wait for their end",
+    )
     seed: int = Field(0, ge=0, description="seed of every random draw")
     engine: Literal["compiled", "simpy"] = Field("compiled", description="which engine plays the task graphs")
 
@@ -67,14 +91,25 @@ class Setup:
 
     scenario: Scenario
     model: Model
-    system: System
-    parallelism: Parallelism
-    placement: Placement | None
+    pools: tuple[Pool, ...]
     requests: Requests
     router: Router | None
     routing_source: str
-    cache: KvCache
-    memory: MemoryPlan
+
+    @property
+    def devices(self) -> int:
+        """Devices of all pools."""
+        return sum(pool.system.device_count for pool in self.pools)
+
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether a pool that runs prompts keeps a prefix cache."""
+        return any(pool.caches_prefixes for pool in self.pools)
+
+    @property
+    def is_disaggregated(self) -> bool:
+        """Whether prefill and decode have pools of their own."""
+        return any(pool.role == "decode" for pool in self.pools)
 
 
 def load_scenario(reference: Reference, assignments: Sequence[str] = ()) -> tuple[Scenario, Document]:
@@ -86,9 +121,22 @@ def load_scenario(reference: Reference, assignments: Sequence[str] = ()) -> tupl
     document = find("scenarios", reference)
     if isinstance(document.data, dict):
         document = override(document, assignments, REFERENCES)
-        if isinstance(document.data.get("scheduler"), str):
-            document = document.graft(("scheduler",), find("schedulers", document.child("scheduler")))
+        document = _read_presets(document)
     return validate(Scenario, document), document
+
+
+def _read_presets(document: Document) -> Document:
+    """The document with the schedulers that are named read in: the scenario's and those of its pools."""
+    pools = document.data.get("pools")
+    names = [name for name, pool in pools.items() if isinstance(pool, dict)] if isinstance(pools, dict) else []
+    paths: list[tuple[str, ...]] = [("scheduler",), *(("pools", name, "scheduler") for name in names)]
+    for path in paths:
+        held = document
+        for key in path[:-1]:
+            held = held.child(key)
+        if isinstance(held.data.get("scheduler"), str):
+            document = document.graft(path, find("schedulers", held.child("scheduler")))
+    return document
 
 
 def prepare(scenario: Scenario, document: Document) -> Setup:
@@ -99,38 +147,62 @@ def prepare(scenario: Scenario, document: Document) -> Setup:
             What is wrong with model, system, requests and routing is reported at once.
     """
     request_rng, routing_rng = np.random.default_rng(scenario.seed).spawn(2)
-    model, system, routing, requests = _load_parts(scenario, document, request_rng)
-    parallelism = _parallelism(scenario, document, model, system)
-    placement = _placement(scenario, document, model, parallelism)
+    _check_overridden(scenario, document)
+    plans = _pool_plans(scenario, document)
+    model, systems, routing, requests = _load_parts(scenario, document, plans, request_rng)
+    pools = build_pools(plans, model, systems, requests)
     router = _router(model, routing, routing_rng, requests)
-    cache = KvCache.of(model, parallelism.tp, scenario.scheduler.block_tokens)
-    _check_requests(scenario, document, requests, cache)
+    _check_warmup(scenario, document, requests)
+    _check_prefix_caching(scenario, plans, pools, requests)
     return Setup(
         scenario=scenario,
         model=model,
-        system=system,
-        parallelism=parallelism,
-        placement=placement,
+        pools=pools,
         requests=requests,
         router=router,
         routing_source=router.profile.source if router else "none, the model is dense",
-        cache=cache,
-        memory=_memory(scenario, model, system, parallelism, placement, requests),
     )
+
+
+def _pool_plans(scenario: Scenario, document: Document) -> list[PoolPlan]:
+    """Each pool's own settings, or the scenario's."""
+    return [
+        PoolPlan(
+            name=name,
+            role=pool.role,
+            parallelism=pool.parallelism or scenario.parallelism,
+            replicas=pool.replicas or scenario.replicas,
+            placement=pool.placement or scenario.placement,
+            scheduler=pool.scheduler or scenario.scheduler,
+            document=document,
+        )
+        for name, pool in (scenario.pools or {MAIN_POOL: PoolSettings()}).items()
+    ]
+
+
+def _check_overridden(scenario: Scenario, document: Document) -> None:
+    """Refuse an edit of a setting that every pool has its own of: it would change nothing."""
+    edits = [path for path in document.sources if path and document.is_set(path)]
+    for key in ("system", "parallelism", "replicas", "placement", "scheduler"):
+        edit = next((path for path in edits if path[0] == key), None)
+        own = [name for name, pool in scenario.pools.items() if getattr(pool, key) is not None]
+        if edit and own and len(own) == len(scenario.pools):
+            rule = f"changes nothing, every pool has its own {key}; edit that with --set pools.{own[0]}.{key}"
+            raise ConfigError(document.place(edit), rule)
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
 
 
 def _load_parts(
-    scenario: Scenario, document: Document, rng: np.random.Generator
-) -> tuple[Model, System, Routing, Requests]:
+    scenario: Scenario, document: Document, plans: Sequence[PoolPlan], rng: np.random.Generator
+) -> tuple[Model, Mapping[str, System], Routing, Requests]:
     """What the scenario names, or all that is wrong with it."""
-    noted = _Noted()
+    noted = NotedErrors()
     with noted:
         model = load_model(document.child("model"))
     with noted:
-        system = load_system(document.child("system"), kernels=scenario.scheduler.kernels)
+        systems = load_systems(plans)
     routing: Routing | None = None
     with noted:
         routing = load_routing(_optional(document, "routing", scenario.routing))
@@ -139,36 +211,7 @@ def _load_parts(
             requests = _requests(scenario, document, routing, rng)
     noted.raise_all()
     assert routing is not None  # else there was an error
-    return model, system, routing, requests
-
-
-class _Noted:
-    """Notes what is wrong in `with` blocks and goes on, so that a user sees everything at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[InputError] = []
-
-    def __enter__(self) -> None:
-        """Start of a block."""
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> bool:
-        """End of a block; its input error is noted, another one goes its way."""
-        if isinstance(error, InputError):
-            self.errors.append(error)
-        return isinstance(error, InputError)
-
-    def raise_all(self) -> None:
-        """Raise the error, or one with the messages of all; nothing if there is none."""
-        if len(self.errors) == 1:
-            raise self.errors[0]
-        if self.errors:
-            first = self.errors[0]
-            kind = type(first) if len(set(map(type, self.errors))) == 1 else InputError
-            joined = kind(first.place, first.rule, first.got)
-            joined.args = ("\n".join(str(error) for error in self.errors),)
-            raise joined
+    return model, systems, routing, requests
 
 
 def _optional(document: Document, key: str, default: Named) -> Reference:
@@ -195,42 +238,6 @@ def _requests(scenario: Scenario, document: Document, routing: Routing | None, r
 # --- how they fit together ---------------------------------------------------------------------------------------
 
 
-def _parallelism(scenario: Scenario, document: Document, model: Model, system: System) -> Parallelism:
-    """The scenario's parallelism, which must use every device; without one, tensor parallelism over all.
-
-    Raises:
-        ConfigError: every rule that is broken, a line each.
-    """
-    parallelism = scenario.parallelism or Parallelism(tp=system.device_count)
-    place = _parallelism_place(scenario, document)
-    noted = _Noted()
-    if parallelism.devices != system.device_count:
-        rule = f"dp * tp must be the {system.device_count} devices of {system.name}"
-        noted.errors.append(ConfigError(place, rule, parallelism.devices))
-    with noted:
-        check_parallelism(model, parallelism, place)
-    noted.raise_all()
-    return parallelism
-
-
-def _parallelism_place(scenario: Scenario, document: Document) -> str:
-    """Where the parallelism was given: in the file, on the command line, or by the number of devices."""
-    if scenario.parallelism is None:
-        return f"{document.place(('system',))}: parallelism"
-    given = (("parallelism", key) for key in Parallelism.model_fields)
-    return document.place(next((path for path in given if document.is_set(path)), ("parallelism",)))
-
-
-def _placement(scenario: Scenario, document: Document, model: Model, parallelism: Parallelism) -> Placement | None:
-    """Where the experts are; None for a dense model, which must not ask for anything."""
-    if scenario.placement == CONTIGUOUS and not model.moe_layers:
-        return None
-    if "placement" not in document.data:
-        return load_placement(scenario.placement, model, parallelism.ep)
-    part = document.child("placement")
-    return load_placement(scenario.placement, model, parallelism.ep, part.folder, part.place())
-
-
 def _router(model: Model, routing: Routing, rng: np.random.Generator, requests: Requests) -> Router | None:
     """The router; a trace is replayed if the requests are its own, else its statistics are drawn from."""
     if not model.moe_layers:
@@ -240,25 +247,20 @@ def _router(model: Model, routing: Routing, rng: np.random.Generator, requests: 
     return make_router(routing, len(model.moe_layers), block.experts, block.top_k, rng, replay=replay)
 
 
-def _check_requests(scenario: Scenario, document: Document, requests: Requests, cache: KvCache) -> None:
-    """Check that some requests are measured, and that their prefixes can be cached if they should be."""
+def _check_warmup(scenario: Scenario, document: Document, requests: Requests) -> None:
+    """Some requests must be measured."""
     if scenario.warmup_requests >= len(requests):
         rule = f"must be less than the {len(requests)} requests"
         raise ConfigError(document.place(("warmup_requests",)), rule, scenario.warmup_requests)
-    if scenario.scheduler.prefix_caching:
-        check_prefix_caching(requests, cache, document.place(("scheduler", "prefix_caching")))
 
 
-def _memory(
-    scenario: Scenario,
-    model: Model,
-    system: System,
-    parallelism: Parallelism,
-    placement: Placement | None,
-    requests: Requests,
-) -> MemoryPlan:
-    settings = scenario.scheduler
-    longest = int((requests.prompt_tokens + requests.output_tokens).max()) - 1  # the last token is never fed back
-    slots = None if placement is None else int(placement.slots.shape[1])
-    demand = Demand(settings.memory_utilization, settings.token_budget, settings.block_tokens, longest, slots)
-    return check_capacity(model, system, parallelism, demand)
+def _check_prefix_caching(
+    scenario: Scenario, plans: Sequence[PoolPlan], pools: Sequence[Pool], requests: Requests
+) -> None:
+    """Check that prefixes can be cached where they should be, and are where the router asks for them."""
+    caching = [pair for pair in zip(plans, pools, strict=True) if pair[1].caches_prefixes]
+    for plan, pool in caching:
+        check_prefix_caching(requests, pool.cache, plan.place("scheduler", "prefix_caching"))
+    if scenario.load_balancing == "cache_aware" and not caching:
+        rule = "cache_aware needs scheduler.prefix_caching"
+        raise ConfigError(plans[0].place("load_balancing"), rule, scenario.load_balancing)

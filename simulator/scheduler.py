@@ -3,17 +3,25 @@
 The rules are those of vLLM's v1 scheduler: running sequences first, in the order they were admitted, then waiting
 ones while the token budget, the sequence limit and the KV cache allow; a prompt is cut into chunks that fit the
 budget; when the cache is full the sequence admitted last is preempted, and recomputed later.
+
+With pipeline stages several steps are in flight. Tokens count as computed from the moment they are scheduled, so the
+next chunk of a prompt may follow right behind, while a sequence that decodes waits for its token. Each step takes at
+most its share of the sequences, so that the stages stay equally busy.
+
+Where prefill and decode are served by different pools, a sequence with its first token is parked: its cache stays until
+the rank that will decode it has pulled it.
 """
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config
+from moesim.simulator.communication import AllReduce, Communication, ExpertExchange
 from moesim.simulator.memory import KvCache
 from moesim.simulator.prefix_cache import PrefixCache, block_bytes
 from moesim.units import Seconds
@@ -40,7 +48,18 @@ class SchedulerSettings(Config):
     )
     async_host: bool = Field(False, description="the host prepares the next step while the devices run this one")
     prefix_caching: bool = Field(
-        False, description="prompts that start alike share KV blocks; needs requests with `hash_ids` (Mooncake traces)"
+        False,
+        description="prompts that start alike share KV blocks; needs requests with `hash_ids` (Mooncake traces); "
+        "pools that only decode keep none",
+    )
+    all_reduce: AllReduce = Field(
+        "nccl", description="nccl; or custom: the engine's own kernels for what they can do in a node, else NCCL"
+    )
+    expert_exchange: ExpertExchange = Field(
+        "all_to_all",
+        description="how tokens reach their experts when dp > 1: all_to_all (NCCL, each to the devices that need it); "
+        "all_gather_reduce_scatter (all to all, vLLM's default); all_reduce (the same by sums, vLLM's former naive); "
+        "deepep_normal, deepep_low_latency; or deepep, low-latency in steps without prompts, else normal (SGLang)",
     )
     kernels: Literal["vllm", "sglang", "trtllm"] | None = Field(
         None,
@@ -48,6 +67,11 @@ class SchedulerSettings(Config):
         " the device describes",
     )
     source: str = Field("", description="where the settings come from")
+
+    @property
+    def communication(self) -> Communication:
+        """Which kernels the engine communicates with."""
+        return Communication(self.all_reduce, self.expert_exchange)
 
 
 @dataclass
@@ -65,6 +89,8 @@ class RequestStates:
     prefix_hits: Indices  # prompt tokens that were found in the cache and never computed
     prefix: PrefixBlocks | None
     full_blocks: list[list[int]]  # [request][block] hashes; empty without `prefix`
+    in_flight: Indices  # steps that hold tokens of the request and have not ended
+    kv_rank: Indices  # number of the rank that holds the cache which the request's next rank has to pull; -1 if none
 
     @classmethod
     def of(cls, requests: Requests) -> "RequestStates":
@@ -81,45 +107,106 @@ class RequestStates:
             preemptions=np.zeros(n, dtype=np.int64),
             prefix_hits=np.zeros(n, dtype=np.int64),
             prefix=requests.prefix,
+            in_flight=np.zeros(n, dtype=np.int64),
+            kv_rank=np.full(n, -1, dtype=np.int64),
             full_blocks=[] if requests.prefix is None else requests.prefix.full_blocks(requests.prompt_tokens),
         )
 
 
-class RankScheduler:
-    """The queue, the running batch and the KV budget of one data-parallel rank."""
+class Scheduled(NamedTuple):
+    """What a rank runs in a step: int64[sequence] each."""
 
-    def __init__(self, states: RequestStates, settings: SchedulerSettings, cache: KvCache, kv_bytes: float) -> None:
-        """Start with nothing to do and `kv_bytes` of cache free on each device of the rank."""
-        self.states, self.settings, self.cache = states, settings, cache
+    request: Indices
+    context: Indices  # tokens computed before
+    new_tokens: Indices
+
+
+class Completed(NamedTuple):
+    """What came of a rank's part of a step: int64[request] each."""
+
+    sampled: Indices  # have a new output token
+    finished: Indices  # of these, done
+    parked: Indices  # of these, to be decoded elsewhere
+
+
+class RankScheduler:
+    """The queue, the running batch and the KV budget of one data-parallel rank.
+
+    Attributes:
+        waiting: requests that have not started here.
+        running: requests that have, in the order in which they were admitted.
+        pulling: requests with room for their cache, which is on its way from the rank that computed it.
+        parked: bytes of the caches that other ranks have yet to pull from here, by request.
+    """
+
+    def __init__(
+        self,
+        states: RequestStates,
+        settings: SchedulerSettings,
+        cache: KvCache,
+        kv_bytes: float,
+        *,
+        stages: int = 1,
+        parks: bool = False,
+        caches_prefixes: bool = True,
+    ) -> None:
+        """Start with nothing to do.
+
+        Args:
+            states: of all requests.
+            settings: of the engine.
+            cache: bytes per sequence.
+            kv_bytes: room for the cache on each device of the rank.
+            stages: pipeline stages, so many steps are in flight at once.
+            parks: sequences leave with their first token, to be decoded elsewhere.
+            caches_prefixes: the settings decide; False where prompts do not run.
+        """
+        self.states, self.settings, self.cache, self.stages, self.parks = states, settings, cache, stages, parks
         self.capacity_bytes = self.free_bytes = kv_bytes
         self.waiting: deque[int] = deque()
         self.running: Indices = np.zeros(0, dtype=np.int64)
+        self.pulling: set[int] = set()
+        self.parked: dict[int, float] = {}
+        self.new_pulls: list[int] = []
         self.prefixes: PrefixCache | None = None
-        if settings.prefix_caching and states.prefix is not None:
+        if settings.prefix_caching and states.prefix is not None and caches_prefixes:
             tokens = states.prefix.block_tokens
             self.prefixes = PrefixCache(states.full_blocks, tokens, block_bytes(cache, tokens))
 
     @property
     def outstanding(self) -> int:
-        """Requests waiting or running."""
-        return len(self.waiting) + len(self.running)
+        """Requests waiting, on their way here or running."""
+        return len(self.waiting) + len(self.pulling) + len(self.running)
+
+    def cached_tokens(self, request: int) -> int:
+        """Leading tokens of a prompt that are in the cache."""
+        if self.prefixes is None:
+            return 0
+        return self.prefixes.find(request, int(self.states.prompt[request]))[0]
 
     def submit(self, request: int) -> None:
         """Take a request into the queue."""
         self.waiting.append(request)
 
-    def schedule(self) -> tuple[Indices, Indices]:
-        """Pick the next step and reserve its cache.
+    def schedule(self) -> Scheduled:
+        """Pick the next step and reserve its cache; no sequences when there is nothing to do.
 
-        Returns:
-            (request, new_tokens): int64[sequence] each; empty when there is nothing to do.
+        Requests whose cache must be pulled first are appended to `new_pulls` when there is room for it.
         """
+        request, tokens = self._pick()
+        context = self.states.computed[request]
+        self.states.computed[request] += tokens
+        self.states.in_flight[request] += 1
+        return Scheduled(request, context, tokens)
+
+    def _pick(self) -> tuple[Indices, Indices]:
+        """(request, new_tokens) of the next step."""
         if self.settings.prefill == "alone":
             request, tokens = self._prefill_alone()
             if len(request):
                 return request, tokens
-        tokens, preempted = self._schedule_running()
-        if not preempted and self.waiting:
+        tokens, is_tight = self._schedule_running()
+        if not is_tight and self.waiting:
             tokens = np.concatenate([tokens, self._admit(int(tokens.sum()))])
         runs = tokens > 0
         return self.running[runs], tokens[runs]
@@ -138,25 +225,47 @@ class RankScheduler:
         return self.running[runs], tokens[runs]
 
     def _schedule_running(self) -> tuple[Indices, bool]:
-        """New tokens of each running sequence, preempting from the end until their cache fits."""
-        preempted = False
+        """New tokens of each running sequence, and whether there was room for the cache of all.
+
+        While there is not, the last is preempted. One in flight cannot be: until its step has ended, sequences run for
+        which there is room in their order. So the first always goes on, and no two can preempt each other for ever.
+        """
+        is_tight = False
         while True:
-            tokens = _share_budget(self._uncomputed(self.running), self.settings.token_budget)
+            tokens = _share_budget(self._need(), self.settings.token_budget)
             growth = self._growth(self.running, tokens)
             if growth.sum() <= self.free_bytes:
-                self._reserve(self.running, tokens, growth)
-                return tokens, preempted
+                break
+            is_tight = True
+            if self.states.in_flight[self.running[-1]]:
+                tokens[np.cumsum(growth) > self.free_bytes] = 0
+                growth = np.where(tokens > 0, growth, 0.0)
+                break
             self._preempt_last()
-            preempted = True
+        self._reserve(self.running, tokens, growth)
+        return tokens, is_tight
+
+    def _need(self) -> Indices:
+        """Tokens that each running sequence could add; with several stages, of a share of those that decode only."""
+        need = self._uncomputed(self.running)
+        if self.stages == 1:
+            return need
+        decodes = self.states.generated[self.running] > 0
+        share = -(-len(self.running) // self.stages)
+        return np.where(decodes & (np.cumsum(decodes & (need > 0)) > share), 0, need)
 
     def _admit(self, used_tokens: int) -> Indices:
         """Start waiting requests; returns the new tokens of each."""
         budget = self.settings.token_budget - used_tokens
         admitted: list[int] = []
         tokens: list[int] = []
-        while self.waiting and budget > 0 and len(self.running) + len(admitted) < self.settings.max_num_seqs:
+        while self.waiting and budget > 0 and self._holds(len(admitted)) < self.settings.max_num_seqs:
             request = self.waiting[0]
             one = np.array([request])
+            if self.states.kv_rank[request] >= 0:
+                if not self._start_pull(one):
+                    break
+                continue
             shared_bytes = self._skip_cached_prefix(request)
             chunk = np.minimum(self._uncomputed(one), budget)
             if self._must_wait_for_room(request, int(chunk[0]), used_tokens + sum(tokens)):
@@ -171,6 +280,34 @@ class RankScheduler:
             budget -= int(chunk[0])
         self.running = np.concatenate([self.running, np.array(admitted, dtype=np.int64)])
         return np.array(tokens, dtype=np.int64)
+
+    def _holds(self, admitted: int) -> int:
+        """Sequences that hold cache to run with, once so many more are admitted."""
+        return len(self.running) + len(self.pulling) + admitted
+
+    def _start_pull(self, one: Indices) -> bool:
+        """Reserve room for the cache of the first waiting request and have it pulled, if there is room."""
+        growth = self._growth(one, np.zeros(1, dtype=np.int64))
+        if growth[0] > self.free_bytes:
+            return False
+        self.states.held_bytes[one] += growth
+        self.free_bytes -= float(growth[0])
+        request = self.waiting.popleft()
+        self.pulling.add(request)
+        self.new_pulls.append(request)
+        return True
+
+    def pulled(self, request: int) -> None:
+        """The cache of a request has arrived: it runs from the next step on."""
+        self.pulling.remove(request)
+        self.states.kv_rank[request] = -1
+        self.running = np.append(self.running, request)
+
+    def free_parked(self, request: int) -> None:
+        """Another rank has pulled the cache of a request."""
+        self.free_bytes += self.parked.pop(request)
+        if self.prefixes is not None:
+            self.free_bytes -= self.prefixes.release(request)
 
     def _skip_cached_prefix(self, request: int) -> float:
         """Let a waiting request start behind its cached prefix, looked up anew each time it might be admitted.
@@ -196,21 +333,48 @@ class RankScheduler:
             return False
         return chunk < int(self._uncomputed(np.array([request]))[0])
 
-    def complete(self, request: Indices, new_tokens: Indices) -> tuple[Indices, Indices]:
-        """Account a finished step.
+    def repeats(self, scheduled: Scheduled, most: int) -> int:
+        """How many steps, up to `most`, would be `scheduled` again if nothing arrived.
 
-        Returns:
-            (sampled, finished): requests with a new output token, and those of them that are done.
+        That is until a sequence ends or the cache is full; 1 if not all sequences decode. What waits could not start in
+        this step, and in the next ones there is less room.
         """
+        states, request = self.states, scheduled.request
+        if len(request) < len(self.running) or not (states.generated[request] > 0).all():
+            return 1
+        left = states.output[request] - states.generated[request]
+        repeats = min(most, int(left.min(initial=most)))
+        while repeats > 1 and self._growth(request, np.full(len(request), repeats - 1)).sum() > self.free_bytes:
+            repeats //= 2
+        return repeats if (scheduled.new_tokens == 1).all() else 1
+
+    def repeat(self, scheduled: Scheduled, repeats: int) -> None:
+        """Schedule the same sequences for the next steps too, so that there are `repeats`."""
+        tokens = np.full(len(scheduled.request), repeats - 1)
+        self._reserve(scheduled.request, tokens, self._growth(scheduled.request, tokens))
+        self.states.computed[scheduled.request] += tokens
+
+    def complete(self, request: Indices, repeats: int = 1) -> Completed:
+        """Account a finished step, or so many equal ones, the sequences of which on this rank are `request`."""
         states = self.states
-        states.computed[request] += new_tokens
-        sampled = request[self._uncomputed(request) == 0]
-        states.generated[sampled] += 1
-        finished = sampled[states.generated[sampled] == states.output[sampled]]
+        states.in_flight[request] -= 1
+        known = states.prompt[request] + states.generated[request] + repeats - 1
+        sampled = request[(known == states.computed[request]) & (states.in_flight[request] == 0)]
+        states.generated[sampled] += repeats
+        done = states.generated[sampled] == states.output[sampled]
+        finished, parked = sampled[done], sampled[~done] if self.parks else sampled[:0]
         if len(finished):
             self._release(finished)
             self.running = self.running[states.generated[self.running] < states.output[self.running]]
-        return sampled, finished
+        if len(parked):
+            self._park(parked)
+        return Completed(sampled, finished, parked)
+
+    def _park(self, request: Indices) -> None:
+        """Take sequences out of the batch; their cache stays."""
+        self.parked.update(zip(request.tolist(), self.states.held_bytes[request].tolist(), strict=True))
+        self.states.held_bytes[request] = 0.0
+        self.running = self.running[~np.isin(self.running, request)]
 
     def _uncomputed(self, request: Indices) -> Indices:
         """Known tokens that are not in the cache: the rest of the prompt, or the last output token."""
@@ -238,8 +402,8 @@ class RankScheduler:
 
     def _preempt_last(self) -> None:
         """Evict the sequence admitted last; it returns to the head of the queue and starts over."""
-        states, victim = self.states, self.running[-1:]
-        self.running = self.running[:-1]
+        states = self.states
+        victim, self.running = self.running[-1:], self.running[:-1]
         self._release(victim)
         states.seen[victim] = np.maximum(states.seen[victim], states.computed[victim])
         states.computed[victim] = 0

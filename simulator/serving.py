@@ -1,83 +1,112 @@
-"""The serving loop: requests arrive, ranks batch them, steps take simulated time, every request is accounted.
+"""The serving loop: requests arrive, replicas batch them, steps take simulated time, every request is accounted.
 
-SimPy keeps the clock of the outer world (arrivals, ends of steps). Each step's graph is played on its own clock from
-0, and its makespan is added once, so a step's duration does not depend on when it happens.
+SimPy keeps the clock of the outer world (arrivals, ends of steps, transfers of caches). Each step's graph is played on
+its own clock from 0, and its makespan is added once, so a step's duration does not depend on when it happens.
 """
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from moesim.simulator.growing import GrowingTable
+from moesim.errors import StalledError
+from moesim.simulator.load_balancing import POLICIES, PolicyName
 from moesim.simulator.memory import KvCache
-from moesim.simulator.scheduler import RankScheduler, RequestStates, SchedulerSettings
-from moesim.simulator.step_simulator import StepOutcome, StepSimulator
+from moesim.simulator.pipeline import Pipeline
+from moesim.simulator.pool import KvTransfer, Pool
+from moesim.simulator.replica import Passage, Replica
+from moesim.simulator.scheduler import RankScheduler, RequestStates
+from moesim.simulator.serving_record import ServingRecord, StepMeasures
 from moesim.workloads.requests import Requests
-from moesim.workloads.steps import Step
 
 Progress = Callable[[int], None]
 """Called with the number of finished requests, whenever it grows."""
-Observer = Callable[[int, float, StepOutcome], None]
-"""Called after every step with its number, its start in seconds and its outcome."""
+Observer = Callable[[int, int, Passage], None]
+"""Called when a step starts with its number, its replica's number and its passage."""
+Ints = NDArray[np.int64]
 
-STEP_COLUMNS = (
-    "start_s",
-    "duration_s",
-    "sequences",
-    "prefill_tokens",
-    "decode_tokens",
-    "waiting",
-    "kv_used_fraction",
-    "expert_imbalance",
-    "energy_j",
-)
+
+@dataclass(eq=False)
+class Rank:
+    """A data-parallel rank as the router sees it: its queue, and the links that caches leave and enter by."""
+
+    number: int
+    replica: Replica
+    index: int  # within the replica
+    scheduler: RankScheduler
+    outgoing: simpy.Resource
+    incoming: simpy.Resource
 
 
 @dataclass
-class ServingRecord:
-    """What the loop wrote down."""
+class Group:
+    """Ranks among which requests are dealt, and how many have been."""
 
-    arrival_s: NDArray[np.float64]
-    first_token_s: NDArray[np.float64]
-    last_token_s: NDArray[np.float64]
-    rank: NDArray[np.int64]
-    preemptions: NDArray[np.int64]
-    prefix_hits: NDArray[np.int64]  # prompt tokens found in the cache
-    largest_gap_s: NDArray[np.float64]  # longest wait between two tokens of the request
-    steps: GrowingTable  # STEP_COLUMNS
-    gaps: GrowingTable  # waits between tokens after the warm-up: `gap_s`, and how many waits were exactly that long
+    ranks: list[Rank]
+    schedulers: list[RankScheduler]
+    dealt: int = 0
+
+    @classmethod
+    def of(cls, ranks: list[Rank]) -> "Group":
+        """None dealt yet."""
+        return cls(ranks, [rank.scheduler for rank in ranks])
 
 
 @dataclass
 class ServingLoop:
-    """One replica serving a list of requests to the end."""
+    """Replicas serving a list of requests to the end.
+
+    Args:
+        requests: what arrives.
+        pipelines: a pipeline per replica.
+        load_balancing: how requests are dealt over the ranks of all replicas of a role.
+        on_progress, on_step: observers.
+        warmup_requests: so many are left out of the gaps between tokens.
+        fast_forward: most decode steps of an unchanged batch for which one is played.
+    """
 
     requests: Requests
-    simulator: StepSimulator
-    settings: SchedulerSettings
-    cache: KvCache
-    kv_bytes: float
+    pipelines: Sequence[Pipeline]
+    load_balancing: PolicyName = "least_outstanding"
     on_progress: Progress | None = None
     on_step: Observer | None = None
     warmup_requests: int = 0
-    _idle: simpy.Event | None = field(default=None, init=False)
+    fast_forward: int = 1
 
     def run(self) -> ServingRecord:
-        """Serve every request; returns when the last one has its last token."""
+        """Serve every request; returns when the last one has its last token.
+
+        Raises:
+            StalledError: requests wait for each other; a fault of the simulator.
+        """
         self.env = simpy.Environment()
         self.states = RequestStates.of(self.requests)
-        ranks = range(self.simulator.parallelism.dp)
-        self.ranks = [RankScheduler(self.states, self.settings, self.cache, self.kv_bytes) for _ in ranks]
-        self.record = _empty_record(self.requests, self.states)
+        self.record = ServingRecord.of(self.states)
+        self.ranks = self._build_ranks()
+        self._ranks_of = [[rank for rank in self.ranks if rank.replica.number == n] for n in range(len(self.pipelines))]
+        self._transfers: dict[tuple[str, str], KvTransfer] = {}
+        self.first = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role != "decode"])
+        self.decoding = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role == "decode"])
+        self.policy = POLICIES[self.load_balancing]
         self.next_request = self.finished = 0
         concurrency = self.requests.concurrency
         self.env.process(self._open_loop() if concurrency is None else self._closed_loop(concurrency))
-        self.env.process(self._serve())
         self.env.run()
+        if self.finished < len(self.requests):
+            raise StalledError(f"{len(self.requests) - self.finished} of {len(self.requests)} requests wait for ever")
         return self.record
+
+    def _build_ranks(self) -> list[Rank]:
+        ranks: list[Rank] = []
+        for number, pipeline in enumerate(self.pipelines):
+            events = (self._next_arrival_s, self._note_start, self._complete, self._start_pull)
+            replica = Replica(self.env, number, pipeline, self.states, self.fast_forward, *events)
+            for index, scheduler in enumerate(replica.ranks):
+                links = simpy.Resource(self.env), simpy.Resource(self.env)
+                ranks.append(Rank(len(ranks), replica, index, scheduler, *links))
+        return ranks
 
     # --- arrivals ------------------------------------------------------------------------------------------------
 
@@ -95,62 +124,45 @@ class ServingLoop:
         self._submit_next(concurrency, 0.0)
 
     def _submit_next(self, count: int, now_s: float) -> None:
-        """The next requests arrive, each on the rank with the fewest outstanding."""
+        """The next requests arrive."""
         last = min(self.next_request + count, len(self.requests))
         for request in range(self.next_request, last):
             self.record.arrival_s[request] = now_s
-            rank = min(range(len(self.ranks)), key=lambda index: (self.ranks[index].outstanding, index))
-            self.states.rank[request] = rank
-            self.ranks[rank].submit(request)
+            rank = self._deal(request, self.first)
+            self.record.prefill_replica[request] = rank.replica.number
         self.next_request = last
-        if self._idle is not None:
-            idle, self._idle = self._idle, None
-            idle.succeed()
+
+    def _next_arrival_s(self) -> float:
+        """When the next request arrives; infinite if that depends on completions."""
+        if self.requests.concurrency is not None or self.next_request == len(self.requests):
+            return np.inf
+        return float(self.requests.arrival_s[self.next_request])
+
+    def _deal(self, request: int, group: Group) -> Rank:
+        """Send a request to one of the ranks of `group`."""
+        rank = group.ranks[self.policy(group.schedulers, request, group.dealt)]
+        group.dealt += 1
+        self.states.rank[request] = rank.index
+        self.record.replica[request] = rank.replica.number
+        rank.scheduler.submit(request)
+        rank.replica.wake()
+        return rank
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> Generator[simpy.Event, None, None]:
-        """Form a step, play it, let its time pass, account it; sleep while there is nothing to do."""
-        while True:
-            step = self._form_step()
-            if not len(step):
-                self._idle = self.env.event()
-                yield self._idle
-                continue
-            start_s, waiting = self.env.now, sum(len(rank.waiting) for rank in self.ranks)
-            used = self._kv_used_fraction()
-            outcome = self.simulator.run(step)
-            self._note_step(start_s, step, outcome, waiting, used)
-            yield self.env.timeout(outcome.makespan_s)
-            self._complete(step)
+    def _note_start(self, replica: Replica, passage: Passage, measured: StepMeasures) -> None:
+        number = len(self.record.steps)
+        self.record.note_step(replica.number, self.env.now, passage.step, measured)
+        if self.on_step:
+            self.on_step(number, replica.number, passage)
 
-    def _form_step(self) -> Step:
-        """What every rank runs next, as one step."""
-        parts = [rank.schedule() for rank in self.ranks]
-        request = np.concatenate([ids for ids, _ in parts])
-        tokens = np.concatenate([counts for _, counts in parts])
-        states = self.states
-        context = states.computed[request]
-        known = states.prompt[request] + states.generated[request]
-        return Step(
-            request=request,
-            rank=states.rank[request],
-            new_tokens=tokens,
-            context=context,
-            samples=context + tokens == known,
-            prompt_tokens=states.prompt[request],
-            seen_tokens=states.seen[request],
-        )
-
-    def _complete(self, step: Step) -> None:
+    def _complete(self, replica: Replica, passage: Passage) -> None:
         """Tokens appear at the end of the step that computed them."""
-        finished = 0
-        for number, rank in enumerate(self.ranks):
-            mine = step.rank == number
+        finished, step = 0, passage.step
+        for rank in self._ranks_of[replica.number]:
+            mine = step.rank == rank.index
             if mine.any():
-                sampled, done = rank.complete(step.request[mine], step.new_tokens[mine])
-                self._note_tokens(sampled)
-                finished += len(done)
+                finished += self._complete_rank(rank, step.request[mine], passage.repeats)
         if finished:
             self.finished += finished
             if self.requests.concurrency is not None:
@@ -158,56 +170,43 @@ class ServingLoop:
             if self.on_progress:
                 self.on_progress(self.finished)
 
-    # --- notes ---------------------------------------------------------------------------------------------------
-
-    def _note_tokens(self, sampled: NDArray[np.int64]) -> None:
-        record, now_s = self.record, self.env.now
+    def _complete_rank(self, rank: Rank, request: Ints, repeats: int) -> int:
+        """Account a rank's part of a step, or of so many equal ones; returns how many requests are done."""
+        sampled, finished, parked = rank.scheduler.complete(request, repeats)
         is_first = self.states.generated[sampled] == 1
-        record.first_token_s[sampled[is_first]] = now_s
-        later = sampled[~is_first]
-        gap_s = now_s - record.last_token_s[later]
-        # Sequences that decode step after step wait equally long, so a step has a handful of different gaps.
-        measured_s = gap_s[later >= self.warmup_requests]
-        if len(measured_s) and measured_s.min() == measured_s.max():  # nearly always, and np.unique takes long
-            record.gaps.append((measured_s[0], len(measured_s)))
-        else:
-            for value, count in zip(*np.unique(measured_s, return_counts=True), strict=True):
-                record.gaps.append((value, count))
-        record.largest_gap_s[later] = np.maximum(record.largest_gap_s[later], gap_s)
-        record.last_token_s[sampled] = now_s
+        self.record.note_tokens(sampled, is_first, self.env.now, self.warmup_requests, repeats)
+        for one in parked.tolist():
+            self.states.kv_rank[one] = rank.number
+            self._deal(one, self.decoding)
+        return len(finished)
 
-    def _note_step(self, start_s: float, step: Step, outcome: StepOutcome, waiting: int, used: float) -> None:
-        decodes = int(step.decodes.sum())
-        values = (
-            start_s,
-            outcome.makespan_s,
-            len(step),
-            int(step.new_tokens.sum()) - decodes,
-            decodes,
-            waiting,
-            used,
-            outcome.expert_imbalance,
-            outcome.energy_j,
-        )
-        self.record.steps.append(values)
-        if self.on_step:
-            self.on_step(len(self.record.steps) - 1, start_s, outcome)
+    # --- caches on their way from prefill to decode --------------------------------------------------------------
 
-    def _kv_used_fraction(self) -> float:
-        """Of the fullest rank."""
-        return max(1.0 - rank.free_bytes / rank.capacity_bytes for rank in self.ranks)
+    def _start_pull(self, replica: Replica, index: int, request: int) -> None:
+        self.env.process(self._pull(self._ranks_of[replica.number][index], request))
 
+    def _pull(self, rank: Rank, request: int) -> Generator[simpy.Event, None, None]:
+        """Move a cache to `rank`: links are queues, and the cache stays where it was until all of it has moved."""
+        source, tokens = self.ranks[int(self.states.kv_rank[request])], int(self.states.computed[request])
+        transfer = self._transfer_between(source.replica.pipeline.pool, rank.replica.pipeline.pool)
+        duration_s, energy_j = transfer.price(tokens)
+        with source.outgoing.request() as leaving:
+            yield leaving
+            with rank.incoming.request() as entering:
+                yield entering
+                yield self.env.timeout(duration_s)
+        self.record.note_transfer(request, transfer.bytes(tokens), energy_j, self.env.now)
+        source.scheduler.free_parked(request)
+        source.replica.wake()
+        rank.scheduler.pulled(request)
+        rank.replica.wake()
 
-def _empty_record(requests: Requests, states: RequestStates) -> ServingRecord:
-    n = len(requests)
-    return ServingRecord(
-        arrival_s=np.full(n, np.nan),
-        first_token_s=np.full(n, np.nan),
-        last_token_s=np.full(n, np.nan),
-        rank=states.rank,
-        preemptions=states.preemptions,
-        prefix_hits=states.prefix_hits,
-        largest_gap_s=np.zeros(n),
-        steps=GrowingTable(STEP_COLUMNS),
-        gaps=GrowingTable(("gap_s", "count")),
-    )
+    def _transfer_between(self, source: Pool, destination: Pool) -> KvTransfer:
+        pair = source.name, destination.name
+        if pair not in self._transfers:
+            self._transfers[pair] = KvTransfer(source, destination, self._whole_cache(destination))
+        return self._transfers[pair]
+
+    def _whole_cache(self, pool: Pool) -> KvCache:
+        """The cache of the whole model on one device, in the pool's blocks."""
+        return KvCache.of(self.pipelines[0].model, 1, pool.scheduler.block_tokens)

@@ -8,6 +8,10 @@ them: the share of a processor that takes no part lasts no time.
     attention_norm  qkv  rope  attention  attention_out  [all_reduce over tp]
     ffn_norm  router  top_k  [dispatch]  shared experts  experts  [combine]       dp > 1: all-to-all over the replica
     ffn_norm  router  top_k  shared experts  experts  [all_reduce over tp]        dp = 1: tokens are everywhere already
+
+The host's work stands before the first pipeline stage only: it prepares a step once. Every stage but the last ends with
+sending the hidden states, each device of a tensor-parallel group a part of them; the next begins with gathering them.
+What dispatch and combine are is the engine's choice (`Communication`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.simulator.collectives import CollectivePlan
+from moesim.simulator.collectives import SEND, CollectivePlan
 from moesim.simulator.graph import NO_LAYER, TaskGraph
 from moesim.simulator.graph_builder import GraphBuilder
 from moesim.workloads.models import MoE
@@ -35,7 +39,12 @@ class StepGraph:
 
 
 def build_step_graph(
-    plan: OperatorPlan, collectives: CollectivePlan, processors: Sequence[str], *, async_host: bool
+    plan: OperatorPlan,
+    collectives: CollectivePlan,
+    processors: Sequence[str],
+    *,
+    async_host: bool,
+    first_device: int = 0,
 ) -> StepGraph:
     """The graph of every step of `plan`.
 
@@ -44,38 +53,47 @@ def build_step_graph(
         collectives: the communication rows.
         processors: names of a device's processors.
         async_host: the engine prepares the next step while the devices run this one; otherwise devices wait.
+        first_device: number of the stage's first device, for names and results.
     """
-    tasks = _StepTasks(plan, collectives, processors)
-    tasks.host(blocking=not async_host)
-    tasks.operators(plan.before, NO_LAYER)
-    tasks.group_collective("all_reduce", NO_LAYER)
-    for layer in range(len(plan.layers)):
-        tasks.layer(layer)
-    *first, sampling = plan.after
-    tasks.operators(first, NO_LAYER)
-    tasks.group_collective("logits_gather", NO_LAYER)
-    tasks.operators([sampling], NO_LAYER)
+    tasks = _StepTasks(plan, collectives, processors, first_device)
+    if plan.before:
+        tasks.host(blocking=not async_host)
+        tasks.operators(plan.before, NO_LAYER)
+        tasks.group_collective("all_reduce", NO_LAYER)
+    else:
+        tasks.group_collective("all_gather", NO_LAYER)
+    for layer, positions in zip(plan.layer_range, plan.layers, strict=True):
+        tasks.layer(layer, positions)
+    if plan.is_last:
+        *first, sampling = plan.after
+        tasks.operators(first, NO_LAYER)
+        tasks.group_collective("logits_gather", NO_LAYER)
+        tasks.operators([sampling], NO_LAYER)
+    else:
+        tasks.send()
     return StepGraph(tasks.builder.build(), np.array(tasks.source))
 
 
 class _StepTasks:
     """Adds the tasks of a step; `last[device]` holds the tasks that the device's next one waits for."""
 
-    def __init__(self, plan: OperatorPlan, collectives: CollectivePlan, processors: Sequence[str]) -> None:
-        self.plan, self.collectives = plan, collectives
+    def __init__(
+        self, plan: OperatorPlan, collectives: CollectivePlan, processors: Sequence[str], first_device: int
+    ) -> None:
+        self.plan, self.collectives, self.first_device = plan, collectives, first_device
         self.builder = GraphBuilder()
         self.source: list[int] = []
-        devices = range(plan.dp * plan.tp)
-        self.compute = [[self.builder.stream(f"device {d} {name}") for name in processors] for d in devices]
-        self.network = [self.builder.stream(f"device {d} {NETWORK}") for d in devices]
-        self.last: list[list[int]] = [[] for _ in devices]
+        numbers = range(first_device, first_device + plan.dp * plan.tp)
+        self.compute = [[self.builder.stream(f"device {d} {name}") for name in processors] for d in numbers]
+        self.network = [self.builder.stream(f"device {d} {NETWORK}") for d in numbers]
+        self.last: list[list[int]] = [[] for _ in numbers]
         self.first_collective = plan.rows * len(processors)
         self.host_source = self.first_collective + collectives.rows
         self.moe_layer = 0
 
     @property
     def devices(self) -> range:
-        """All devices of the replica."""
+        """All devices of the stage, counted from 0."""
         return range(len(self.last))
 
     def _join(self, layer: int, after: Iterable[int]) -> int:
@@ -87,7 +105,7 @@ class _StepTasks:
         tasks = []
         for processor, stream in enumerate(self.compute[device]):
             self.source.append(processor * self.plan.rows + row)
-            tasks.append(self.builder.add(stream, kind, layer, device, after=self.last[device]))
+            tasks.append(self.builder.add(stream, kind, layer, self.first_device + device, after=self.last[device]))
         self.last[device] = tasks
 
     def host(self, *, blocking: bool) -> None:
@@ -104,11 +122,11 @@ class _StepTasks:
                 row = self.plan.row(position, device // self.plan.tp)
                 self._compute(device, row, self.plan.operators[position].name, layer)
 
-    def layer(self, layer: int) -> None:
-        """One decoder layer."""
-        names = [self.plan.operators[position].name for position in self.plan.layers[layer]]
+    def layer(self, layer: int, positions: Sequence[int]) -> None:
+        """One decoder layer, the operators of which stand at `positions`."""
+        names = [self.plan.operators[position].name for position in positions]
         ffn = names.index("ffn_norm")
-        attention, feed_forward = self.plan.layers[layer][:ffn], self.plan.layers[layer][ffn:]
+        attention, feed_forward = positions[:ffn], positions[ffn:]
         self.operators(attention, layer)
         self.group_collective("all_reduce", layer)
         if isinstance(self.plan.model.layers[layer].ffn, MoE):
@@ -139,6 +157,9 @@ class _StepTasks:
         self._experts(layer)
         combined = self._all_to_all("combine", layer)
         self.last = [[combined] for _ in self.devices]
+        if self.collectives.communication.gathers:  # each device has the sums over its own shards
+            self.group_collective("all_reduce", layer)
+            return
         if shared:
             self.group_collective("reduce_scatter", layer)
         self.group_collective("all_gather", layer)
@@ -147,6 +168,13 @@ class _StepTasks:
         for device in self.devices:
             row = self.plan.expert_row(self.moe_layer, device // self.plan.moe_tp)
             self._compute(device, row, EXPERTS, layer)
+
+    def send(self) -> None:
+        """The hidden states on their way to the next stage."""
+        for device in self.devices:
+            self.source.append(self.first_collective + self.collectives.send_row(device // self.plan.tp))
+            number = self.first_device + device
+            self.builder.add(self.network[device], SEND, NO_LAYER, number, after=self.last[device])
 
     def group_collective(self, kind: str, layer: int) -> None:
         """A collective within each tensor-parallel group; nothing for groups of one."""
@@ -171,5 +199,5 @@ class _StepTasks:
         sent = []
         for member, row in zip(members, rows, strict=True):
             self.source.append(row)
-            sent.append(self.builder.add(self.network[member], kind, layer, member, after=[ready]))
+            sent.append(self.builder.add(self.network[member], kind, layer, self.first_device + member, after=[ready]))
         return self._join(layer, sent)

@@ -1,13 +1,16 @@
-"""One step from sequences to seconds: route, lower, price, play, and add up where the time went."""
+"""One step from sequences to seconds on one pipeline stage: lower, price, play, and add up where the time went."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.hw_models.system import System
-from moesim.simulator.collectives import CollectivePlan, Traffic
+from moesim.simulator.collectives import CollectivePlan
+from moesim.simulator.communication import Communication
 from moesim.simulator.engines import get_engine
+from moesim.simulator.expert_exchange import Traffic
 from moesim.simulator.graph import TaskGraph, Timeline
 from moesim.simulator.parallelism import Parallelism
 from moesim.simulator.placement import Placement
@@ -15,13 +18,23 @@ from moesim.simulator.step_graph import HOST, build_step_graph
 from moesim.workloads.models import Model
 from moesim.workloads.operator_plan import OperatorPlan
 from moesim.workloads.operator_table import OperatorTable
-from moesim.workloads.routing import Router
-from moesim.workloads.steps import PHASES, Step
+from moesim.workloads.steps import PHASES, Step, StepTokens
+
+
+class Routed(NamedTuple):
+    """A step's tokens and the experts that they use."""
+
+    tokens: StepTokens
+    experts: NDArray[np.uint16]  # [token, moe_layer, k]
+
+    def in_layers(self, moe_layers: slice) -> "Routed":
+        """The same tokens in some of the MoE layers."""
+        return Routed(self.tokens, self.experts[:, moe_layers])
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step took."""
+    """What one step took on one stage."""
 
     makespan_s: float
     energy_j: float  # dynamic energy of all devices and links
@@ -53,9 +66,13 @@ class Totals:
 
 @dataclass
 class StepSimulator:
-    """Plays the steps of one replica.
+    """Plays the steps of one pipeline stage.
 
     Attributes:
+        placement: experts of the stage's MoE layers; None if it has none.
+        layers: the stage's layers.
+        first_device: number of the stage's first device among those of its system.
+        device_offset: what is added to it in names and results, where there are several systems.
         totals: sums over the steps played so far.
         names: what each row of the cost vector is, such as "qkv" or "dispatch".
         host_row: position of the host's time in the cost vector.
@@ -66,19 +83,30 @@ class StepSimulator:
     system: System
     parallelism: Parallelism
     placement: Placement | None
-    router: Router | None
     engine: str
     host_overhead_s: float
     async_host: bool
+    communication: Communication
+    layers: range
+    first_device: int = 0
+    device_offset: int = 0
     totals: Totals = field(init=False)
 
     def __post_init__(self) -> None:
         p = self.parallelism
         slots = self.placement.slots_per_rank if self.placement else None
-        self.plan = OperatorPlan(self.model, tp=p.tp, dp=p.dp, ep=p.ep, slots=slots)
-        self.collectives = CollectivePlan(self.plan, self.system.devices_per_node)
+        self.plan = OperatorPlan(self.model, tp=p.tp, dp=p.dp, ep=p.ep, slots=slots, layers=self.layers)
+        self.collectives = CollectivePlan(
+            self.plan, self.system.devices_per_node, self.communication, self.first_device
+        )
         self.processors = tuple(self.system.device.processors)
-        self.step_graph = build_step_graph(self.plan, self.collectives, self.processors, async_host=self.async_host)
+        self.step_graph = build_step_graph(
+            self.plan,
+            self.collectives,
+            self.processors,
+            async_host=self.async_host,
+            first_device=self.device_offset + self.first_device,
+        )
         self._run = get_engine(self.engine)
         self.names = self._row_names()
         self.host_row = len(self.names) - 2
@@ -95,42 +123,60 @@ class StepSimulator:
         experts = ["experts"] * (self.plan.rows - len(operators))
         return [*(operators + experts) * len(self.processors), *self.collectives.names, HOST, "join"]
 
-    def run(self, step: Step) -> StepOutcome:
-        """Simulate `step` on its own clock and add it to the totals."""
-        slot_tokens, traffic = self._route(step)
+    @property
+    def host_s(self) -> float:
+        """Host time per step: that of the first stage, 0 on the others."""
+        return self.host_overhead_s if self.plan.before else 0.0
+
+    @property
+    def devices(self) -> range:
+        """Numbers of the stage's devices."""
+        first = self.device_offset + self.first_device
+        return range(first, first + self.parallelism.stage_devices)
+
+    def run(self, step: Step, routed: Routed | None, repeats: int = 1) -> StepOutcome:
+        """Simulate `step` on its own clock and add it to the totals.
+
+        Args:
+            step: the sequences.
+            routed: their tokens and the experts of those in the stage's MoE layers; None for a dense model.
+            repeats: so many equal steps are added.
+        """
+        slot_tokens, traffic = self._dispatch(routed, repeats)
         features = self.plan.features(step)
         table = self.plan.lower_features(features, slot_tokens)
         costs = self.system.device.price(table)
-        links = self.system.interconnect.price(self.collectives.table(features, traffic))
+        links = self.system.interconnect.price(self.collectives.table(features, traffic, slot_tokens))
         prices = (*costs, links)
-        time_s = np.concatenate([*(price.time_s for price in prices), (self.host_overhead_s, 0.0)])
+        time_s = np.concatenate([*(price.time_s for price in prices), (self.host_s, 0.0)])
         graph = self.step_graph.graph.with_durations(time_s[self.step_graph.source])
         timeline = self._run(graph)
         energy_j = np.concatenate([*(price.energy_j for price in prices), (0.0, 0.0)])
         extrapolated = np.concatenate([*(price.extrapolated for price in prices), (False, False)])
         elapsed_s = self._elapsed(time_s)
-        self._account(time_s, elapsed_s, energy_j, extrapolated, table)
+        self._account(repeats, time_s, elapsed_s, energy_j, extrapolated, table)
         waiting_j = self._waiting_j(elapsed_s, timeline)
-        self.totals.waiting_j += waiting_j
+        self.totals.waiting_j += repeats * waiting_j
         step_energy_j, imbalance = float(energy_j @ self.tasks_per_row) + waiting_j, _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
 
-    def _route(self, step: Step) -> tuple[NDArray[np.int64] | None, Traffic]:
+    def _dispatch(self, routed: Routed | None, repeats: int) -> tuple[NDArray[np.int64] | None, Traffic]:
         """Tokens of each expert slot, and what devices have to send each other for them."""
         none = np.zeros((0, 0, 0), dtype=np.int64)
-        if self.plan.experts is None or self.router is None or self.placement is None:
+        if self.placement is None or routed is None:
             return None, Traffic(none, none)
         from moesim.simulator.dispatch import count_tokens  # numba, only for MoE
 
-        tokens = step.tokens()
-        chosen = self.router.experts(tokens.request, tokens.position)
+        tokens, chosen = routed
         slot_tokens = np.zeros(self.placement.slots.shape, dtype=np.int64)
         traffic = self._no_traffic(len(slot_tokens))
         # A tensor-parallel group holds every token on all its devices, so its members share the sending out.
         source = (tokens.rank * self.plan.tp + np.arange(len(tokens.rank)) % self.plan.tp).astype(np.int32)
         per_rank, nodes = self.placement.slots_per_rank, self.collectives.rank_nodes
-        counts = (self.totals.expert_tokens, slot_tokens, *traffic)
+        expert_tokens = np.zeros_like(self.totals.expert_tokens)
+        counts = (expert_tokens, slot_tokens, *traffic)
         count_tokens(chosen, tokens.phase, source, *self._replicas, per_rank, nodes, *counts)
+        self.totals.expert_tokens += repeats * expert_tokens
         return slot_tokens, traffic
 
     def _no_traffic(self, layers: int) -> Traffic:
@@ -140,6 +186,7 @@ class StepSimulator:
 
     def _account(
         self,
+        repeats: int,
         time_s: NDArray[np.float64],
         elapsed_s: NDArray[np.float64],
         energy_j: NDArray[np.float64],
@@ -147,13 +194,13 @@ class StepSimulator:
         table: OperatorTable,
     ) -> None:
         totals, rows = self.totals, len(table)
-        totals.time_s += time_s
-        totals.elapsed_s += elapsed_s
-        totals.energy_j += energy_j
-        totals.flops[:rows] += table.flops
-        totals.bytes[:rows] += table.weight_bytes_read + table.read_bytes + table.write_bytes
-        totals.extrapolated_s += np.where(extrapolated, time_s, 0.0)
-        totals.steps += 1
+        totals.time_s += repeats * time_s
+        totals.elapsed_s += repeats * elapsed_s
+        totals.energy_j += repeats * energy_j
+        totals.flops[:rows] += repeats * table.flops
+        totals.bytes[:rows] += repeats * (table.weight_bytes_read + table.read_bytes + table.write_bytes)
+        totals.extrapolated_s += np.where(extrapolated, repeats * time_s, 0.0)
+        totals.steps += repeats
 
     def _elapsed(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """The cost vector with each operator's longest part under the first processor, and nothing under the others."""
@@ -172,8 +219,9 @@ class StepSimulator:
         """
         rows, devices = self.plan.rows, self.plan.dp * self.plan.tp
         computing_s = elapsed_s[:rows] @ self.tasks_per_row[:rows]
-        end_s = timeline.finish_s[1:].max()  # the host is task 0
-        at_work_s = float(end_s) - (0.0 if self.async_host else self.host_overhead_s)
+        first_on_device = 1 if self.plan.before else 0  # the host, where there is one, is task 0
+        end_s = timeline.finish_s[first_on_device:].max()
+        at_work_s = float(end_s) - (0.0 if self.async_host else self.host_s)
         return self.system.device.active_w * max(0.0, devices * at_work_s - float(computing_s))
 
 

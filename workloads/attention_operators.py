@@ -25,6 +25,9 @@ from moesim.workloads.steps import (
     PREFILL_PAIRS,
     REBUILT_TOKENS,
     TOKENS,
+    Chunk,
+    Selected,
+    Span,
     feature,
 )
 
@@ -213,7 +216,17 @@ def _attend(
         decode_m=((DECODE_TOKENS, 1.0),),
         decode_flops=(decode_flops,),
         decode_read=(decode_read, (DECODE_TOKENS, moved[1])),
+        window=_most_keys(ctx.windows[window]),
+        prefill_pair_flops=pair_flops[0],
+        decode_pair_flops=pair_flops[1],
     )
+
+
+def _most_keys(span: Span) -> int:
+    """Most keys that a query sees; 0 without a limit."""
+    if isinstance(span, Chunk | Selected):
+        return span.tokens
+    return span if isinstance(span, int) else 0
 
 
 def _delta_net(ctx: Context, block: GatedDeltaNet) -> Iterator[Operator]:

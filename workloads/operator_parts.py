@@ -31,6 +31,9 @@ class Operator:
     decode_m: Linear = ()
     decode_flops: Linear = ()
     decode_read: Linear = ()
+    window: int = 0  # most keys that a query sees; 0 without a limit
+    prefill_pair_flops: float = 0.0
+    decode_pair_flops: float = 0.0
 
 
 def matrix_product(matrix: Matrix, shards: int, activation_bytes: float, m: int = TOKENS) -> Operator:

@@ -5,7 +5,7 @@ matrix product per step. The experts' rows follow from the tokens each of them g
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 
 from moesim.workloads.models import Model, MoE
 from moesim.workloads.operator_parts import Linear, Operator
-from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
+from moesim.workloads.operator_table import ATTENTION, DTYPE_CODES, DTYPES, GROUPED_GEMM, OperatorTable
 from moesim.workloads.operators import model_operators, spans
-from moesim.workloads.steps import FIRST_WINDOW, Step, step_features
+from moesim.workloads.steps import (
+    FIRST_WINDOW,
+    LONGEST_DECODE,
+    LONGEST_PREFILL,
+    PREFILL_SEQUENCES,
+    Step,
+    step_features,
+)
 
 EXPERTS = "experts"
 _DYNAMIC_COLUMNS = (
@@ -26,6 +33,12 @@ _DYNAMIC_COLUMNS = (
     "decode_flops",
     "decode_read_bytes",
 )
+_COUNTED = {
+    "prefill_sequences": PREFILL_SEQUENCES,
+    "longest_prefill": LONGEST_PREFILL,
+    "longest_decode": LONGEST_DECODE,
+}
+"""Columns of attention rows that are features as they stand."""
 _DYNAMIC = ("m", "decode_m", "flops", "read", "write", "decode_flops", "decode_read")
 
 
@@ -47,14 +60,24 @@ class OperatorPlan:
     Attributes:
         operators: the distinct operators outside the routed experts; equal ones of different layers are one.
         before, after: positions in `operators` of what runs before the first and after the last layer.
-        layers: positions in `operators` for each layer, in order of execution.
+        layers: positions in `operators` for each layer of `layer_range`, in order of execution.
+        layer_range: layers of the model that the plan is of; the first comes with the input, the last with the output.
         windows: the distinct spans of tokens that attention sees, in the order of `step_features`.
         experts: the routed experts, or None for a dense model.
 
     Rows of a table: `dp` blocks of `len(operators)`, then one row per MoE layer and expert-parallel rank.
     """
 
-    def __init__(self, model: Model, *, tp: int = 1, dp: int = 1, ep: int = 1, slots: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        tp: int = 1,
+        dp: int = 1,
+        ep: int = 1,
+        slots: int | None = None,
+        layers: range | None = None,
+    ) -> None:
         """Build the plan; that the numbers divide is the caller's to check.
 
         Args:
@@ -63,22 +86,40 @@ class OperatorPlan:
             dp: data parallelism of attention.
             ep: expert parallelism; the experts' own tensor parallelism is tp * dp / ep.
             slots: expert slots per expert-parallel rank, replicas counted; experts / ep if None.
+            layers: the layers of one pipeline stage; all of them if None.
         """
         self.model, self.tp, self.dp, self.ep = model, tp, dp, ep
         self.moe_tp = tp * dp // ep
+        self.layer_range = layers or range(len(model.layers))
         self.windows = spans(model)
         self.activation_bytes = DTYPES[model.dtypes.activations].bytes
-        before, layers, after = model_operators(model, tp, self.windows)
-        everything = [*before, *(operator for layer in layers for operator in layer), *after]
+        before, by_layer, after = self._stage_operators()
+        everything = [*before, *(operator for layer in by_layer for operator in layer), *after]
         self.operators = tuple(dict.fromkeys(everything))
         position = {operator: index for index, operator in enumerate(self.operators)}
         self.before = [position[operator] for operator in before]
-        self.layers = [[position[operator] for operator in layer] for layer in layers]
+        self.layers = [[position[operator] for operator in layer] for layer in by_layer]
         self.after = [position[operator] for operator in after]
-        self.experts = _expert_shape(model, self.moe_tp, ep, slots) if model.moe_layers else None
+        self.experts = _expert_shape(self, slots)
         self._template = _template(self)
+        self._attention_rows = np.flatnonzero(self._template.form == ATTENTION)
+        self._attention_ranks = self._template.rank[self._attention_rows]
         self._coefficients = _coefficient_matrix(self)
         self._weight_bytes = np.array([operator.weight_bytes for operator in self.operators])
+
+    def _stage_operators(self) -> tuple[list[Operator], list[list[Operator]], list[Operator]]:
+        """Operators before, in and after the layers of the plan; nothing before or after them in the middle."""
+        before, layers, after = model_operators(self.model, self.tp, self.windows)
+        first, last = self.layer_range.start == 0, self.layer_range.stop == len(layers)
+        stage = [layers[layer] for layer in self.layer_range]
+        if self.model.tied_embeddings and not first:  # the table stands with the input, far from this stage's head
+            after = [replace(o, resident_bytes=o.weight_bytes) if o.name == "lm_head" else o for o in after]
+        return before if first else [], stage, after if last else []
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the output head belongs to the plan."""
+        return bool(self.after)
 
     @property
     def rows(self) -> int:
@@ -110,13 +151,20 @@ class OperatorPlan:
             features: float64[dp rank, feature], as `features` returns.
             slot_tokens: int64[moe_layer, ep_rank * slots]: tokens each expert slot got; None for a dense model.
         """
+        counted = {name: self._counted(features[:, which]) for name, which in _COUNTED.items()}
         dense = self._dense_columns(features)
         if self.experts is None or slot_tokens is None:
-            return self._template.with_columns(dense)
+            return self._template.with_columns(dense | counted)
         tokens = slot_tokens.reshape(-1, self.experts.slots)
         routed = _expert_columns(self.experts, tokens, DTYPES[self.model.dtypes.activations].bytes)
         columns: dict[str, Any] = {name: np.concatenate([dense[name], routed[name]]) for name in dense}
-        return self._template.with_columns(columns | {"expert_tokens": tokens})
+        return self._template.with_columns(columns | counted | {"expert_tokens": tokens})
+
+    def _counted(self, feature: NDArray[np.float64]) -> NDArray[np.int64]:
+        """int64[row]: the rank's value of a feature in attention rows, 0 elsewhere."""
+        column = np.zeros(len(self._template), dtype=np.int64)
+        column[self._attention_rows] = feature[self._attention_ranks]
+        return column
 
     def _dense_columns(self, features: NDArray[np.float64]) -> dict[str, Any]:
         """Step-dependent columns of the rows outside the experts: [dp rank, operator] flattened."""
@@ -188,9 +236,11 @@ def _template(plan: OperatorPlan) -> OperatorTable:
         "weight_bytes_resident": column(np.float64, lambda o: o.resident_bytes, expert_resident),
         "grouped_rows": np.arange(experts) + plan.dp * len(plan.operators),
         "expert_tokens": np.zeros((experts, shape.slots if shape else 0), dtype=np.int64),
-        "m": none.astype(np.int64),
-        "decode_m": none.astype(np.int64),
+        "window": column(np.int64, lambda o: o.window, 0),
+        "prefill_pair_flops": column(np.float64, lambda o: o.prefill_pair_flops, 0.0),
+        "decode_pair_flops": column(np.float64, lambda o: o.decode_pair_flops, 0.0),
     }
+    static |= dict.fromkeys(("m", "decode_m", *_COUNTED), none.astype(np.int64))
     return OperatorTable(**static, **dict.fromkeys(_DYNAMIC_COLUMNS, none))  # type: ignore[arg-type]  # by name
 
 
@@ -198,7 +248,7 @@ def _layers_of(plan: OperatorPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]
     """For each distinct operator: the first layer that runs it (-1 outside layers), and how often a step does."""
     first = np.full(len(plan.operators), -1)
     repeats = np.zeros(len(plan.operators), dtype=np.int64)
-    for layer, positions in enumerate(plan.layers):
+    for layer, positions in zip(plan.layer_range, plan.layers, strict=True):
         for position in positions:
             first[position] = layer if repeats[position] == 0 else first[position]
             repeats[position] += 1
@@ -207,13 +257,17 @@ def _layers_of(plan: OperatorPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return first, repeats
 
 
-def _expert_shape(model: Model, moe_tp: int, ep: int, slots: int | None) -> ExpertShape:
-    layers, blocks = zip(*model.moe_layers, strict=True)
+def _expert_shape(plan: OperatorPlan, slots: int | None) -> ExpertShape | None:
+    """The routed experts of the plan's layers; None if it has none."""
+    model, moe_layers = plan.model, [(layer, moe) for layer, moe in plan.model.moe_layers if layer in plan.layer_range]
+    if not moe_layers:
+        return None
+    layers, blocks = zip(*moe_layers, strict=True)
     block: MoE = blocks[0]
     matrices = [matrix for matrix in block.matrices(model.hidden, model.dtypes) if matrix.operator == EXPERTS]
-    expert_bytes = sum(matrix.nbytes for matrix in matrices) / block.experts / moe_tp
-    inner = block.intermediate // moe_tp
-    return ExpertShape(layers, block, slots or block.experts // ep, model.hidden, inner, expert_bytes)
+    expert_bytes = sum(matrix.nbytes for matrix in matrices) / block.experts / plan.moe_tp
+    inner = block.intermediate // plan.moe_tp
+    return ExpertShape(layers, block, slots or block.experts // plan.ep, model.hidden, inner, expert_bytes)
 
 
 def _expert_columns(shape: ExpertShape, tokens: NDArray[np.int64], activation_bytes: float) -> dict[str, Any]:

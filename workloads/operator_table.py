@@ -78,6 +78,12 @@ class OperatorTable:
     decode_m: Ints  # attention: the decode sequences' share of `m`; 0 elsewhere
     decode_flops: Floats  # attention: the decode sequences' share of `flops`; 0 elsewhere
     decode_read_bytes: Floats  # attention: the decode sequences' share of `read_bytes`; 0 elsewhere
+    prefill_sequences: Ints  # attention: chunks of prefill; 0 elsewhere
+    longest_prefill: Ints  # attention: most tokens, cached and new, of a sequence that prefills; 0 elsewhere
+    longest_decode: Ints  # attention: the same of a sequence that decodes; 0 elsewhere
+    window: Ints  # attention: most keys that a query sees; 0 without a limit, and elsewhere
+    prefill_pair_flops: Floats  # attention: FLOPs of a prefilled query and a key, all heads; 0 elsewhere
+    decode_pair_flops: Floats  # attention: the same of a decoded query, which differ in latent attention; 0 elsewhere
     grouped_rows: Ints  # the rows of form grouped_gemm, ascending
     expert_tokens: Ints  # int64[grouped row, expert slot]: tokens per expert, same order as `grouped_rows`
 

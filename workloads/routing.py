@@ -37,7 +37,10 @@ class ProfileRouting(Config):
     """Tokens drawn from the statistics of a recording, adapted to the model if it is another."""
 
     kind: Literal["profile"]
-    path: str = Field(description=".npz written by `write_routing_profile`; relative to the file that names it")
+    path: str = Field(
+        description=".npz written by `write_routing_profile`, or a .parquet trace to take the statistics of; relative "
+        "to the file that names it"
+    )
     source: str = Field("", description="where this comes from, with its licence")
 
 
@@ -109,6 +112,8 @@ def load_routing(reference: Reference, base: str | Path | None = None) -> Routin
     if isinstance(config, UniformRouting | ZipfRouting):
         return config
     path = folder_of(document, "path", base) / Path(config.path).expanduser()
+    if isinstance(config, ProfileRouting) and path.suffix == ".parquet":
+        return RoutingProfile.from_trace(read_routing_trace(path))
     if isinstance(config, ProfileRouting) or is_profile(path):
         return read_routing_profile(path)
     trace = read_routing_trace(path, config.model, config.experts)

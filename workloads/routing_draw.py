@@ -16,14 +16,19 @@ without rejection. The weights w are solved for once, so inclusion probabilities
 Where all experts are used equally often and there are no transitions, k distinct experts are drawn by rejection,
 which gives the same distribution ten times as fast.
 
-From layer to layer, one of the k experts of layer l-1 is picked at random and its row of the transition matrix takes
-the place of the popularity. A row is the share of layer l's selections among the tokens that used that expert, so the
-mean of the rows, weighted with the popularity of the experts, is the popularity of layer l, and loads stay exact.
+Which row a token takes in a layer:
 
-Limits. One predecessor of k decides, so drawn transitions point the right way but are weaker than recorded ones: on
-the gpt-oss trace the deviations from popularity correlate by 0.96 and are 0.35 times as large. Experts that a layer
-likes to use together are known only through their predecessors: a drawn token touches 2 to 4 % fewer groups of 4 or 8
-consecutive experts than a recorded one. Tokens of a request are independent; recorded neighbours resemble each other.
+- States (`routing_states.TokenStates`): the row of the token's state; the next state follows from this one by the alias
+  method (Walker, ACM TOMS 3 (1977) 253-256). Where the profile has `Reuse`, the states are drawn with the random
+  numbers of the token's run, which may be those of a habit of its request, and its experts with its own numbers, its
+  run's or the habit's. Sharing numbers changes no probability of a single token.
+- Transitions without states: one of the k experts of layer l-1 is picked at random and its row of the transition matrix
+  takes the place of the popularity. A row is the share of layer l's selections among the tokens that used that expert,
+  so the mean of the rows, weighted with the popularity of the experts, is the popularity of layer l, and loads stay
+  exact. One predecessor of k decides, so drawn transitions point the right way but are weaker than recorded ones (0.35
+  times on the gpt-oss trace), and tokens of a request are independent.
+- Domains without states or transitions: the row of the request's domain, the same one for all its tokens.
+- Else the popularity.
 """
 
 import numpy as np
@@ -31,30 +36,36 @@ from numba import njit
 from numpy.typing import NDArray
 
 from moesim.errors import DataError, InputError
-from moesim.workloads.routing_profile import RoutingProfile
+from moesim.workloads.routing_profile import RoutingProfile, limit_shares
+from moesim.workloads.routing_states import Reuse, TokenStates
 from moesim.workloads.routing_trace import RoutingTrace
+from moesim.workloads.routing_weights import STRIDE, TOLERANCE, sampling_tables, sampling_weights
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Experts = NDArray[np.uint16]
 
 MAX_TOP_K = 32
 """Beyond it the polynomials of rows with many certain experts (weight 1e7 each) would leave the range of float64."""
 
-_CERTAIN = 1e-7
-"""Inclusion probabilities are kept this far from 1, where the weight would be infinite."""
-_TOLERANCE = 1e-5
-_RARE = 1e-3
-"""Error allowed in inclusion probabilities: relative above `_RARE`, absolute (tolerance x rare) below."""
-_MAX_ITERATIONS = 1000
-
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _TO_UNIT = 2.0**-53
-_STRIDE = 16
 _BLOCK = 256
 """Tokens that go through the layers together."""
+_ACCEPTANCE = 0.25
+"""Probability of distinct ids under which a row gets suffix tables."""
+_ALIAS_BITS = np.uint64(12)
+_MAX_EXPERTS = 1 << 12
+_LINE = 16
+"""Entries of an alias table in a cache line."""
+_MAX_RUN = 256
+"""Tokens after which a run ends at the latest."""
+_MAX_HABITS = 64
+_HABIT, _PASSAGE, _RUN, _SETS = (np.uint64(number) for number in (0xA5A5, 0x5A5A5, 0x33CC3, 0xC3C3C3))
+"""Mixed into keys that differ in nothing else."""
 
 
 class TokenRouter:
@@ -65,13 +76,17 @@ class TokenRouter:
         rng: one draw is taken as the seed key.
 
     Raises:
-        InputError: the profile's top_k is greater than `MAX_TOP_K`.
+        InputError: the profile's top_k is greater than `MAX_TOP_K`, or it has states and more than 4096 experts.
         DataError: inclusion probabilities that no weights reproduce.
     """
 
     def __init__(self, profile: RoutingProfile, rng: np.random.Generator) -> None:
         if profile.top_k > MAX_TOP_K:
             raise InputError(profile.source, f"`top_k` must be at most {MAX_TOP_K}", profile.top_k)
+        if profile.states is not None and profile.experts > _MAX_EXPERTS:
+            raise InputError(
+                profile.source, f"with states there must be at most {_MAX_EXPERTS} experts", profile.experts
+            )
         self.profile = profile
         self._key = rng.integers(0, 2**64, dtype=np.uint64)
         self._uniform = _is_uniform(profile)
@@ -80,14 +95,20 @@ class TokenRouter:
 
     def _fit(self, profile: RoutingProfile) -> None:
         """Solve for the tables of every row."""
-        rows = [profile.popularity]
-        if profile.transitions is not None:
-            rows.append(profile.transitions.reshape(-1, profile.experts))
-        self._fine, errors = _tables(np.concatenate(rows) * profile.top_k, profile.top_k)
-        self._coarse = np.zeros((*self._fine.shape[:2], self._fine.shape[2] // _STRIDE))
-        self._coarse[:, :, :-1] = self._fine[:, :, _STRIDE::_STRIDE]
-        if not errors.max() <= 100 * _TOLERANCE:
-            raise DataError(profile.source, "no sampling weights fit the popularity of a row", float(errors.max()))
+        self._states = None
+        if profile.states is not None:
+            self._states = _StateTables(profile.states, profile.reuse, profile.top_k)
+            error = self._states.error
+        else:
+            rows, self._domains = [profile.popularity], np.zeros(0)
+            if profile.transitions is not None:
+                rows.append(profile.transitions.reshape(-1, profile.experts))
+            elif profile.domains is not None:
+                rows = [limit_shares(profile.domains.popularity.reshape(-1, profile.experts), profile.top_k)]
+                self._domains = np.cumsum(profile.domains.weight)
+            self._fine, self._coarse, error = sampling_tables(np.concatenate(rows) * profile.top_k, profile.top_k)
+        if not error <= 100 * TOLERANCE:
+            raise DataError(profile.source, "no sampling weights fit the popularity of a row", error)
 
     def experts(self, request: Ints, position: Ints) -> Experts:
         """Experts of tokens.
@@ -100,11 +121,57 @@ class TokenRouter:
             uint16[token, moe_layer, k], distinct ids.
         """
         chosen = np.empty((len(request), self.profile.layers, self.profile.top_k), np.uint16)
+        request, position = _as_ints(request), _as_ints(position)
         if self._uniform:
-            _draw_uniform(self._key, _as_ints(request), _as_ints(position), self.profile.experts, chosen)
+            _draw_uniform(self._key, request, position, self.profile.experts, chosen)
+        elif self._states is not None:
+            _draw_states(self._key, request, position, self._states.tables, chosen)
         else:
-            _draw(self._key, _as_ints(request), _as_ints(position), self._fine, self._coarse, chosen)
+            _draw(self._key, request, position, self._domains, self._fine, self._coarse, chosen)
         return chosen
+
+
+class _StateTables:
+    """States and reuse as the compiled draw wants them.
+
+    Sets of a row are drawn from its alias table, again until all ids are distinct, which is conditional Poisson
+    sampling as well (Chen, Dempster and Liu 1994). Rows where that would take long get suffix tables instead.
+
+    `tables` holds, in this order:
+        chain: alias tables [1 + (layers - 1) x states, state]: of the first layer, then (layer - 1, state).
+        reuse: run_continues, request_share, habit_decay, passage_share, passage_tokens.
+        sets: [layer, 2] run_sets, habit_sets.
+        draws: alias tables of rows (layer, state).
+        slot: [row] which of the suffix tables is the row's, -1 if none.
+        fine, coarse: suffix tables.
+    """
+
+    def __init__(self, states: TokenStates, reuse: Reuse | None, top_k: int) -> None:
+        layers, _, experts = states.shares.shape
+        inclusion = states.shares.reshape(-1, experts) * top_k
+        weights, acceptance, self.error = sampling_weights(inclusion, top_k)
+        slow = acceptance < _ACCEPTANCE
+        slot = np.where(slow, np.cumsum(slow) - 1, -1)
+        fine, coarse, _ = sampling_tables(inclusion[slow], top_k)
+        sets = np.zeros((layers, 2))
+        numbers = np.array([0.0, 0.0, 0.0, 0.0, 1.0])
+        if reuse is not None:
+            shares = (reuse.run_continues, reuse.request_share, reuse.habit_decay, reuse.passage_share)
+            numbers = np.array([*shares, reuse.passage_tokens], dtype=np.float64)
+            sets = np.stack([reuse.run_sets, reuse.habit_sets], axis=1)
+        rows = np.concatenate([states.initial[np.newaxis], states.transitions.reshape(-1, states.states)])
+        draws = _alias_tables(weights / weights.sum(axis=1, keepdims=True))
+        chain = _alias_tables(np.ascontiguousarray(rows))
+        self.tables = chain, numbers, sets, draws, slot, _singles(fine, fine), _singles(coarse, fine)
+
+
+def _singles(table: Floats, fine: Floats) -> NDArray[np.float32]:
+    """Suffix tables [row, r, j] in single precision, every (row, r) relative to its first entry in `fine`.
+
+    Only quotients within (row, r) matter. Positive entries stay positive, so that a search never runs past the end.
+    """
+    relative = table / fine[:, :, :1]
+    return np.where(table > 0, np.maximum(relative, np.finfo(np.float32).tiny), 0.0).astype(np.float32)
 
 
 class TraceRouter:
@@ -142,8 +209,9 @@ class TraceRouter:
 
 def _is_uniform(profile: RoutingProfile) -> bool:
     """Whether all experts are equal, and at least twice as many as a token uses, so that few draws are rejected."""
-    equal = np.ptp(profile.popularity) < _TOLERANCE / profile.experts
-    return bool(equal) and profile.transitions is None and 2 * profile.top_k <= profile.experts
+    equal = np.ptp(profile.popularity) < TOLERANCE / profile.experts
+    plain = profile.transitions is None and profile.states is None and profile.domains is None
+    return bool(equal) and plain and 2 * profile.top_k <= profile.experts
 
 
 def _as_ints(values: Ints) -> Ints:
@@ -166,82 +234,6 @@ def count_transitions(expert: NDArray[np.uint8] | NDArray[np.uint16], experts: i
                 for b in range(k):
                     counts[layer, expert[token, layer, a], expert[token, layer + 1, b]] += 1
     return counts
-
-
-@njit(cache=True)
-def _tables(inclusion: Floats, k: int) -> tuple[Floats, Floats]:
-    """Suffix polynomials E[r, j] of every row, as [row, r - 1, j], and the error of each row's probabilities.
-
-    The axis j is filled with zeros up to a multiple of `_STRIDE`.
-
-    Args:
-        inclusion: [row, expert], in [0, 1], each row sums to k.
-        k: size of the sets.
-    """
-    rows, n = inclusion.shape
-    width = (n + _STRIDE - 1) // _STRIDE * _STRIDE
-    tables = np.zeros((rows, k, width))
-    errors = np.empty(rows)
-    suffix = np.zeros((n + 1, k + 1))
-    for row in range(rows):
-        errors[row] = _solve_weights(inclusion[row], suffix)
-        for r in range(k):
-            for j in range(n):
-                tables[row, r, j] = suffix[j, r + 1]
-    return tables, errors
-
-
-@njit(cache=True)
-def _solve_weights(target: Floats, suffix: Floats) -> float:
-    """Leave in `suffix` [expert + 1, r] the polynomials of the weights that give the `target` probabilities.
-
-    The odds of each expert are corrected by the quotient of wanted and present odds. The full step converges in about
-    five rounds; where it overshoots (k = 1, certain experts) its square root does not.
-    """
-    n = len(target)
-    weight, present = np.empty(n), np.empty(n)
-    for i in range(n):
-        p = min(max(target[i], 0.0), 1.0 - _CERTAIN)
-        weight[i] = p / (1.0 - p)
-    power, last_error = 1.0, np.inf
-    for _ in range(_MAX_ITERATIONS):
-        _inclusion(weight, suffix, present)
-        error = 0.0
-        for i in range(n):
-            error = max(error, abs(present[i] - min(target[i], 1.0)) / max(target[i], _RARE))
-        if error < _TOLERANCE:
-            break
-        if error > 0.5 * last_error:
-            power = 0.5
-        last_error = error
-        for i in range(n):
-            if target[i] > 0.0:
-                p, q = min(target[i], 1.0 - _CERTAIN), min(present[i], 1.0 - _CERTAIN)
-                weight[i] *= (p * (1.0 - q) / (q * (1.0 - p))) ** power
-    return error
-
-
-@njit(cache=True)
-def _inclusion(weight: Floats, suffix: Floats, present: Floats) -> None:
-    """Inclusion probabilities of conditional Poisson sampling: w[i] e_{k-1}(without i) / e_k.
-
-    The polynomial without i is a product of a prefix and a suffix: sums of positive terms, so nothing cancels.
-    """
-    n, k = len(weight), suffix.shape[1] - 1
-    suffix[n, 0] = 1.0
-    for j in range(n - 1, -1, -1):
-        suffix[j, 0] = 1.0
-        for r in range(1, k + 1):
-            suffix[j, r] = suffix[j + 1, r] + weight[j] * suffix[j + 1, r - 1]
-    prefix = np.zeros(k)
-    prefix[0] = 1.0
-    for i in range(n):
-        without = 0.0
-        for r in range(k):
-            without += prefix[r] * suffix[i + 1, k - 1 - r]
-        present[i] = weight[i] * without / suffix[0, k]
-        for r in range(k - 1, 0, -1):
-            prefix[r] += weight[i] * prefix[r - 1]
 
 
 @njit(cache=True)
@@ -289,22 +281,36 @@ def _draw_uniform(key: np.uint64, request: Ints, position: Ints, experts: int, c
 
 
 @njit(cache=True)
-def _draw(key: np.uint64, request: Ints, position: Ints, fine: Floats, coarse: Floats, chosen: Experts) -> None:
-    """Fill `chosen` [token, layer, k]; rows of tables: a popularity per layer, then (layer - 1, expert) transitions.
+def _draw(
+    key: np.uint64,
+    request: Ints,
+    position: Ints,
+    domains: Floats,
+    fine: Floats,
+    coarse: Floats,
+    chosen: Experts,
+) -> None:
+    """Fill `chosen` [token, layer, k].
+
+    Rows of tables: those of each domain, if `domains` has the cumulated weights of some; else the popularity of every
+    layer, and behind it (layer - 1, expert) transitions, if any.
 
     Blocks of tokens go through the layers together, so that a layer's tables stay in the nearest cache.
     """
     tokens, layers, k = chosen.shape
-    chained = len(fine) > layers
+    chained = len(domains) == 0 and len(fine) > layers
     experts = (len(fine) - layers) // max(layers - 1, 1)
-    states = np.empty(_BLOCK, np.uint64)
+    states, first_row = np.empty(_BLOCK, np.uint64), np.zeros(_BLOCK, np.int64)
     for start in range(0, tokens, _BLOCK):
         size = min(_BLOCK, tokens - start)
         for i in range(size):
             states[i] = _first_state(key, request[start + i], position[start + i])
+            if len(domains) > 0:
+                own = _unit(_mix(_mix(key + np.uint64(request[start + i]) * _WEYL) ^ _HABIT))
+                first_row[i] = min(np.searchsorted(domains, own), len(domains) - 1) * layers
         for layer in range(layers):
             for i in range(size):
-                token, state, row = start + i, states[i], layer
+                token, state, row = start + i, states[i], first_row[i] + layer
                 if chained and layer > 0:
                     state += _WEYL
                     pick = ((_mix(state) >> np.uint64(32)) * np.uint64(k)) >> np.uint64(32)
@@ -313,7 +319,145 @@ def _draw(key: np.uint64, request: Ints, position: Ints, fine: Floats, coarse: F
 
 
 @njit(cache=True)
-def _draw_set(state: np.uint64, fine: Floats, coarse: Floats, chosen: Experts) -> np.uint64:
+def _draw_states(
+    key: np.uint64,
+    request: Ints,
+    position: Ints,
+    tables: tuple[NDArray[np.uint32], Floats, Floats, NDArray[np.uint32], Ints, Singles, Singles],
+    chosen: Experts,
+) -> np.uint64:
+    """Fill `chosen` [token, layer, k] by way of states; `tables` are those of `_StateTables`.
+
+    What it returns means nothing, and only keeps the compiler from dropping the loads that fill the cache.
+
+    Tokens go through the layers in blocks, as in `_draw`.
+    """
+    chain, reuse, sets, draws, slot, fine, coarse = tables
+    tokens, layers, k = chosen.shape
+    states = np.int64(chain.shape[1])
+    streams, at = np.empty((_BLOCK, 3), np.uint64), np.empty(_BLOCK, np.int64)
+    fetched = np.uint64(0)
+    shift = np.uint64(2 * k) * _WEYL
+    for start in range(0, tokens, _BLOCK):
+        size = min(_BLOCK, tokens - start)
+        for i in range(size):
+            _streams(key, request[start + i], position[start + i], reuse, streams[i])
+        offset = np.uint64(0)
+        for layer in range(layers):
+            run_sets, habit_sets = sets[layer, 0], sets[layer, 1]
+            for i in range(size):
+                row = 0 if layer == 0 else 1 + (layer - 1) * states + at[i]
+                at[i] = _next(chain[row], _mix(streams[i, 2] + offset))
+            for i in range(size):  # without branches, so that the rows' cache lines are fetched side by side
+                for entry in range(0, draws.shape[1], _LINE):
+                    fetched += np.uint64(draws[layer * states + at[i], entry])
+            for i in range(size):
+                own_run = np.int64(_unit(_mix(streams[i, 0] + offset)) < run_sets)
+                which = own_run + own_run * np.int64(_unit(_mix(streams[i, 1] + offset)) < habit_sets)
+                state, row = (streams[i, which] ^ _SETS) + offset, layer * states + at[i]
+                if slot[row] < 0:
+                    _draw_distinct(state, draws[row], chosen[start + i, layer])
+                else:
+                    _draw_set(state, fine[slot[row]], coarse[slot[row]], chosen[start + i, layer])
+            offset += shift
+    return fetched
+
+
+@njit(cache=True)
+def _streams(key: np.uint64, request: int, position: int, reuse: Floats, streams: NDArray[np.uint64]) -> None:
+    """Fill `streams` [3] with the keys of the token, of its run, and of the path its run follows."""
+    owner = _mix(key + np.uint64(request) * _WEYL)
+    first = position
+    if reuse[0] > 0.0:
+        while first > 0 and position - first < _MAX_RUN:
+            if _unit(_mix((owner ^ _RUN) + np.uint64(first) * _WEYL)) >= reuse[0]:
+                break
+            first -= 1
+    run = _mix((owner ^ _SETS) + np.uint64(first) * _WEYL)
+    streams[0] = _mix(owner + np.uint64(position) * _WEYL)
+    streams[1] = run
+    streams[2] = run
+    choice = _unit(_mix(run + _WEYL))
+    if choice < reuse[1]:
+        left, habit = choice / reuse[1], 0
+        while left < reuse[2] and habit < _MAX_HABITS:
+            left /= reuse[2]
+            habit += 1
+        streams[2] = _mix((owner ^ _HABIT) + np.uint64(habit) * _WEYL)
+    elif choice < reuse[1] + reuse[3]:
+        streams[2] = _mix((owner ^ _PASSAGE) + np.uint64(first // np.int64(reuse[4])) * _WEYL)
+
+
+@njit(cache=True)
+def _unit(number: np.uint64) -> float:
+    """A number in [0, 1)."""
+    return np.float64(number >> np.uint64(11)) * _TO_UNIT
+
+
+@njit(cache=True)
+def _next(row: NDArray[np.uint32], number: np.uint64) -> np.uint64:
+    """The index that a random number picks from a row of `_alias_tables`."""
+    scaled = (number >> np.uint64(32)) * np.uint64(len(row))
+    entry, index = np.uint64(row[scaled >> np.uint64(32)]), scaled >> np.uint64(32)
+    low = (scaled & np.uint64(0xFFFFFFFF)) >> _ALIAS_BITS
+    return index if low < (entry >> _ALIAS_BITS) else entry & np.uint64(0xFFF)
+
+
+@njit(cache=True)
+def _draw_distinct(state: np.uint64, row: NDArray[np.uint32], chosen: Experts) -> None:
+    """Fill `chosen` [k] with draws from an alias table, from the start again whenever an id comes twice."""
+    k, rank = len(chosen), 0
+    while rank < k:
+        state += _WEYL
+        expert = _next(row, _mix(state))
+        twice = False
+        for before in range(rank):
+            twice |= chosen[before] == expert
+        chosen[rank] = expert
+        rank = 0 if twice else rank + 1
+
+
+@njit(cache=True)
+def _alias_tables(shares: Floats) -> NDArray[np.uint32]:
+    """Walker's tables of rows of shares: [row, index], the upper 20 bits the threshold, the lower 12 the alias.
+
+    Built with Vose's two stacks (IEEE Trans. Software Eng. 17 (1991) 972-975).
+    """
+    rows, n = shares.shape
+    tables = np.empty((rows, n), np.uint32)
+    whole = np.uint64(1 << 20) - np.uint64(1)
+    stack, left = np.empty(n, np.int64), np.empty(n)
+    for row in range(rows):
+        small, large = 0, n
+        for i in range(n):
+            left[i] = shares[row, i] * n
+            if left[i] < 1.0:
+                stack[small] = i
+                small += 1
+            else:
+                large -= 1
+                stack[large] = i
+        while small > 0 and large < n:
+            small -= 1
+            i, j = stack[small], stack[large]
+            threshold = min(np.uint64(left[i] * 2.0**20 + 0.5), whole)
+            tables[row, i] = (threshold << _ALIAS_BITS) | np.uint64(j)
+            left[j] -= 1.0 - left[i]
+            if left[j] < 1.0:
+                large += 1
+                stack[small] = j
+                small += 1
+        for index in range(small):
+            i = stack[index]
+            tables[row, i] = (whole << _ALIAS_BITS) | np.uint64(i)
+        for index in range(large, n):
+            i = stack[index]
+            tables[row, i] = (whole << _ALIAS_BITS) | np.uint64(i)
+    return tables
+
+
+@njit(cache=True)
+def _draw_set(state: np.uint64, fine: Floats | Singles, coarse: Floats | Singles, chosen: Experts) -> np.uint64:
     """Fill `chosen` [k] from the tables of one row; returns the state of the random numbers afterwards.
 
     The last j with E[r, j] >= wanted is found by counting, first every 16th entry and then 16 neighbours: no branch
@@ -329,8 +473,8 @@ def _draw_set(state: np.uint64, fine: Floats, coarse: Floats, chosen: Experts) -
         block = np.uint64(0)
         for j in range(coarse.shape[1]):
             block += np.uint64(coarse[r, j] >= wanted)
-        first = block * np.uint64(_STRIDE)
-        for j in range(_STRIDE):
-            first += np.uint64(fine[r, block * np.uint64(_STRIDE) + np.uint64(j)] >= wanted)
+        first = block * np.uint64(STRIDE)
+        for j in range(STRIDE):
+            first += np.uint64(fine[r, block * np.uint64(STRIDE) + np.uint64(j)] >= wanted)
         chosen[rank] = first - np.uint64(1)
     return state

@@ -18,17 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike, NDArray
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, StrictFloat, StrictInt
 
 from moesim.configs.documents import Document
 from moesim.configs.loader import Config, validate
 from moesim.errors import ConfigError, DataError
 from moesim.workloads.routing_profile import RoutingProfile
+from moesim.workloads.routing_profile_arrays import optional_arrays, optional_fields
 from moesim.workloads.routing_trace import DECODE, RoutingTrace
 
 _TRACE_KEY = b"moesim.routing_trace"
 _TRACE_FORMAT = 1
 _TRACE_COLUMNS = ("request", "position", "phase", "expert")
+_WEIGHT = "gate"
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+_PICKLE_START = b"\x80"
+_TORCH_ARCHIVE = re.compile(r"(.*/)?data\.pkl")
 _PROFILE_FORMAT = 1
 _ROUNDING = 1e-4
 """Largest error of a sum of shares that is taken for rounding to float32."""
@@ -41,7 +46,8 @@ _KNOWN_EXPERTS = {"gpt-oss-20b": 32, "gpt-oss-120b": 128}
 def read_routing_trace(path: str | Path, model: str | None = None, experts: int | None = None) -> RoutingTrace:
     """Read a routing trace.
 
-    `.parquet` is the format of `write_routing_trace`. `.npz` is the layout of the published gpt-oss recordings: one
+    `.parquet` is the format of `write_routing_trace`; `source` of the trace is the file, for errors, and where the file
+    says the recording comes from stands in `capture`. `.npz` is the layout of the published gpt-oss recordings: one
     array uint8[step, layer, k] per request, and beside `<model>_decode_top<k>_ids.npz` a table
     `<model>_decode_samples.csv` whose columns `key`, `first_decode_pos` and, where present, `n_decode` and `dataset`
     describe the requests.
@@ -57,6 +63,7 @@ def read_routing_trace(path: str | Path, model: str | None = None, experts: int 
     path = Path(path)
     if not path.is_file():
         raise DataError(str(path), "no such file")
+    refuse_pickle(path)
     if path.suffix == ".npz":
         return _read_npz_trace(path, model, experts)
     if path.suffix == ".parquet":
@@ -64,12 +71,41 @@ def read_routing_trace(path: str | Path, model: str | None = None, experts: int 
     raise DataError(str(path), "a routing trace must be a .parquet or .npz file")
 
 
+def refuse_pickle(path: Path) -> None:
+    """Stop before anything tries to read a pickled file, whatever it is called.
+
+    Raises:
+        DataError: the file is a pickle, or what `torch.save` writes, which holds one.
+    """
+    if path.suffix.lower() in _PICKLES or _is_pickle(path):
+        raise DataError(
+            str(path),
+            "is a pickle, which can run code when it is read, so moesim never does; convert it where you trust it: "
+            'data = torch.load(FILE, weights_only=True), then numpy.savez("x.npz", NAME=data[NAME].numpy(), ...)',
+        )
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if file.read(1) == _PICKLE_START:
+                return True
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(_TORCH_ARCHIVE.fullmatch(name) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False  # the reader of the format says what is wrong
+
+
 def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     """Write `trace` as parquet, all of it or nothing.
 
     Columns: request int32, position int32, phase uint8 (0 prefill, 1 decode), expert list<uint8 or uint16>[layers x
-    top_k], layer by layer. The file's metadata holds, as JSON under `moesim.routing_trace`: format, model, experts,
-    top_k, source, names, groups, first_decode_position.
+    top_k], layer by layer, and where recorded gate list<halffloat or float>[layers x top_k],
+    the weights, likewise. Other columns may follow and are not read. The file's
+    metadata holds, as JSON under `moesim.routing_trace`: format, model, experts, top_k, source, names, groups,
+    first_decode_position, licence, capture.
     """
     import pyarrow as pa  # loads slowly
     import pyarrow.parquet as pq
@@ -83,11 +119,18 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
         "names": trace.names,
         "groups": trace.groups,
         "first_decode_position": trace.first_decode_position.tolist(),
+        "licence": trace.licence,
+        "capture": dict(trace.capture),
     }
-    flat = pa.array(np.ascontiguousarray(trace.expert).reshape(-1))
-    expert = pa.FixedSizeListArray.from_arrays(flat, trace.layers * trace.top_k)
-    columns = [pa.array(trace.request), pa.array(trace.position), pa.array(trace.phase), expert]
+
+    def lists(values: NDArray[Any]) -> Any:
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, trace.layers * trace.top_k)
+
+    columns = [pa.array(trace.request), pa.array(trace.position), pa.array(trace.phase), lists(trace.expert)]
     table = pa.table(dict(zip(_TRACE_COLUMNS, columns, strict=True)))
+    if trace.weight is not None:
+        table = table.append_column(_WEIGHT, lists(trace.weight))
     table = table.replace_schema_metadata({_TRACE_KEY: json.dumps(about).encode()})
     with _whole_file(Path(path)) as part:
         pq.write_table(table, part, compression="zstd")
@@ -100,16 +143,28 @@ def read_routing_profile(path: str | Path) -> RoutingProfile:
         DataError: missing or cut off file, missing arrays, or contents that break the rules of `RoutingProfile`.
     """
     path = Path(path)
-    members = _npz_members(path)
+    members = npz_members(path)
     try:
         about = json.loads(str(members["about"]))
         if about["format"] != _PROFILE_FORMAT:
             raise DataError(f"{path}: format", f"must be {_PROFILE_FORMAT}", about["format"])
-        popularity, transitions = _normalised(members["popularity"]), members.get("transitions")
-        model, source, top_k = str(about["model"]), str(about["source"]), int(about["top_k"])
-    except (KeyError, TypeError, ValueError) as error:
+        fields: dict[str, Any] = {"popularity": _normalised(members["popularity"])}
+        if "transitions" in members:
+            fields["transitions"] = _normalised(members["transitions"])
+        fields |= _optional_fields(path, members, int(about["top_k"]), fields["popularity"])
+        return RoutingProfile(str(about["model"]), str(about["source"]), int(about["top_k"]), **fields)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(str(path), f"is no routing profile ({error})") from None
-    return RoutingProfile(model, source, top_k, popularity, None if transitions is None else _normalised(transitions))
+
+
+def _optional_fields(
+    path: Path, members: dict[str, NDArray[Any]], top_k: int, popularity: NDArray[np.float64]
+) -> dict[str, Any]:
+    """States, reuse and domains; errors name the file."""
+    try:
+        return optional_fields(members, top_k, popularity)
+    except DataError as error:
+        raise DataError(f"{path}: {error.place}", error.rule, error.got) from None
 
 
 def write_routing_profile(profile: RoutingProfile, path: str | Path, dtype: DTypeLike = np.float64) -> None:
@@ -118,12 +173,13 @@ def write_routing_profile(profile: RoutingProfile, path: str | Path, dtype: DTyp
     Args:
         profile: what to write.
         path: the file.
-        dtype: of the shares on disk; float32 halves the file.
+        dtype: of the shares on disk; float32 halves the file, and keeps states to 16 bits.
     """
     about = {"format": _PROFILE_FORMAT, "model": profile.model, "source": profile.source, "top_k": profile.top_k}
     arrays = {"about": np.array(json.dumps(about)), "popularity": profile.popularity.astype(dtype)}
     if profile.transitions is not None:
         arrays["transitions"] = profile.transitions.astype(dtype)
+    arrays |= optional_arrays(profile, dtype)
     with _whole_file(Path(path)) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -148,7 +204,12 @@ def _normalised(shares: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(abs(sums - 1.0) < _ROUNDING, exact / np.where(sums == 0, 1.0, sums), exact)
 
 
-def _npz_members(path: Path) -> dict[str, NDArray[Any]]:
+def npz_members(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz file by name; nothing is unpickled.
+
+    Raises:
+        DataError: a file that is missing, cut off, or no archive of plain arrays.
+    """
     with _npz(path) as archive:
         return {name: archive[name] for name in archive.files}
 
@@ -176,7 +237,7 @@ def _read_npz_trace(path: Path, model: str | None, experts: int | None) -> Routi
     experts = experts or _KNOWN_EXPERTS.get(model)
     if experts is None:
         raise DataError(str(path), "the number of `experts` must be given for this model", model)
-    arrays = _npz_members(path)
+    arrays = npz_members(path)
     if not arrays:
         raise DataError(str(path), "must not be empty")
     _check_arrays(path, arrays)
@@ -259,9 +320,6 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
     text = [name for name in _TRACE_COLUMNS[:3] if not pa.types.is_integer(table[name].type)]
     if text:
         raise DataError(f"{path}: {text[0]}", "must be whole numbers", str(table[text[0]].type))
-    if not pa.types.is_fixed_size_list(table["expert"].type) or table["expert"].type.list_size % about.top_k:
-        raise DataError(f"{path}: expert", "must be lists of layers x top_k ids", str(table["expert"].type))
-    ids = table["expert"].combine_chunks().flatten().to_numpy()
     columns = {name: table[name].to_numpy() for name in _TRACE_COLUMNS[:3]}
     return RoutingTrace(
         model=model or about.model,
@@ -270,9 +328,23 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
         names=about.names,
         groups=about.groups,
         first_decode_position=np.array(about.first_decode_position, dtype=np.int64),
-        expert=ids.reshape(table.num_rows, table["expert"].type.list_size // about.top_k, about.top_k),
+        expert=_lists(path, table, "expert", about.top_k),
+        weight=_lists(path, table, _WEIGHT, about.top_k) if _WEIGHT in table.column_names else None,
+        licence=about.licence,
+        capture={"source": about.source} | about.capture,
         **columns,
     )
+
+
+def _lists(path: Path, table: Any, name: str, top_k: int) -> NDArray[Any]:
+    """A column of lists as an array [token, layer, k]."""
+    import pyarrow as pa  # loads slowly
+
+    column = table[name]
+    if not pa.types.is_fixed_size_list(column.type) or column.type.list_size % top_k or column.null_count:
+        raise DataError(f"{path}: {name}", "must be lists of layers x top_k values", str(column.type))
+    values: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(table.num_rows, column.type.list_size // top_k, top_k)
 
 
 class _TraceMetadata(Config):
@@ -286,6 +358,8 @@ class _TraceMetadata(Config):
     names: tuple[str, ...]
     groups: tuple[str, ...]
     first_decode_position: tuple[NonNegativeInt, ...]
+    licence: str = ""
+    capture: dict[str, StrictBool | StrictInt | StrictFloat | str] = Field(default_factory=dict)
 
 
 def _trace_metadata(path: Path, text: bytes | None) -> _TraceMetadata:

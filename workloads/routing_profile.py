@@ -1,22 +1,29 @@
 """Routing profiles: the statistics of a routing trace from which tokens can be drawn.
 
+A profile has at least the popularity of every expert. What else a trace shows is in the optional fields: which experts
+follow which, kinds of tokens, reuse between tokens of a request, and domains. `routing_fit.fit_profile` measures all of
+them; `from_trace` those that can be counted in passing.
+
 Popularity is the share of a layer's selections that go to each expert. A token selects top_k distinct experts, so an
 expert's inclusion probability is top_k x popularity, and popularity is at most 1 / top_k.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError, InputError
+from moesim.workloads.routing_states import Domains, Reuse, TokenStates
 from moesim.workloads.routing_trace import RoutingTrace
 
 Floats = NDArray[np.float64]
 
 _SUM_TOLERANCE = 1e-6
 """How far the sum of a row of shares may be from 1: float32 rounding of some hundred shares."""
+_AGREEMENT = 5e-3
+"""How far the loads of states may be from the popularity, relative to the mean expert's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +37,9 @@ class RoutingProfile:
         popularity: float64[moe_layer, expert] share of the layer's selections; rows sum to 1.
         transitions: float64[moe_layer - 1, expert, expert] or None; row [l, a] is the share of layer l + 1's selections
             among tokens that used expert a in layer l; rows sum to 1.
+        states: kinds of tokens, or None; where there are some, tokens are drawn from them.
+        reuse: how tokens of a request resemble each other, or None if they are independent; needs `states`.
+        domains: popularity by kind of request, or None.
 
     Raises:
         DataError: shapes that do not fit, or a row that is no distribution over distinct experts.
@@ -40,6 +50,9 @@ class RoutingProfile:
     top_k: int
     popularity: Floats
     transitions: Floats | None = None
+    states: TokenStates | None = None
+    reuse: Reuse | None = None
+    domains: Domains | None = None
 
     def __post_init__(self) -> None:
         if self.popularity.ndim != len(("moe_layer", "expert")) or self.popularity.size == 0:
@@ -47,6 +60,10 @@ class RoutingProfile:
         if not 1 <= self.top_k <= self.experts:
             raise DataError(f"{self.source}: top_k", f"must be from 1 to {self.experts}, the experts", self.top_k)
         _check_rows(self, "popularity", self.popularity)
+        _check_states(self)
+        if self.domains is not None and self.domains.popularity.shape[1:] != self.popularity.shape:
+            shape = self.domains.popularity.shape[1:]
+            raise DataError(f"{self.source}: domains", f"must have shape {self.popularity.shape}", shape)
         if self.transitions is None:
             return
         expected = (self.layers - 1, self.experts, self.experts)
@@ -97,17 +114,69 @@ class RoutingProfile:
 
         Layers are taken at equal distances. With another number of experts, a layer's sorted popularity is read as a
         curve over the relative rank, interpolated at the new ranks, and dealt to experts by a permutation that depends
-        on the layer's number only. Shares above 1 / top_k are cut, and the others scaled up. Transitions are dropped.
+        on the layer's number only. Shares above 1 / top_k are cut, and the others scaled up. States follow: one expert
+        stands for those that share its part of the curve (`TokenStates.with_experts`). Reuse is kept as it is.
+        Transitions between single experts are dropped, and with another number of experts so are domains.
         """
         if (layers, experts, top_k) == (self.layers, self.experts, self.top_k):
             return self
         taken = np.rint(np.linspace(0, self.layers - 1, layers)).astype(np.int64)
         popularity = self.popularity[taken]
+        deals = np.tile(np.arange(experts), (layers, 1))
         if experts != self.experts:
-            popularity = np.stack([_stretched(row, experts, layer) for layer, row in enumerate(popularity)])
+            deals = np.stack([np.random.default_rng(layer).permutation(experts) for layer in range(layers)])
+            popularity = np.stack([_stretched(row, experts)[deal] for row, deal in zip(popularity, deals, strict=True)])
+        popularity, states = limit_shares(popularity, top_k), None
+        if self.states is not None:
+            states = self.states.take_layers(taken)
+            if experts != self.experts:
+                ranks = np.argsort(-self.popularity[taken], axis=1, kind="stable")
+                states = states.with_experts(experts, ranks)
+                dealt = np.take_along_axis(states.shares, deals[:, np.newaxis], axis=2)
+                states = replace(states, shares=dealt)
         shape = f"{self.layers} MoE layers, top {self.top_k} of {self.experts}"
         source = f"{self.source}; assumed to hold for {layers} MoE layers, top {top_k} of {experts} (measured: {shape})"
-        return RoutingProfile(self.model, source, top_k, limit_shares(popularity, top_k))
+        reuse = None if self.reuse is None or states is None else self.reuse.take_layers(taken)
+        domains = None
+        if self.domains is not None and experts == self.experts:
+            domains = replace(self.domains, popularity=self.domains.popularity[:, taken])
+        return _with_states(RoutingProfile(self.model, source, top_k, popularity, None, None, reuse, domains), states)
+
+    def with_skew(self, exponent: float) -> "RoutingProfile":
+        """This profile with every share of popularity raised to a power: 1 as it is, 0 uniform, more is sharper.
+
+        States keep which experts each prefers to the average; transitions and domains are dropped.
+
+        Args:
+            exponent: >= 0.
+
+        Raises:
+            InputError: a negative exponent.
+        """
+        if not 0.0 <= exponent < np.inf:
+            raise InputError("skew", "must be a finite number >= 0", exponent)
+        if exponent == 1.0:
+            return self
+        source = f"{self.source}; popularity raised to the power {exponent:g}, assumed"
+        return self._moved(self.popularity**exponent, source)
+
+    def of_domain(self, name: str) -> "RoutingProfile":
+        """This profile with the popularity of one of its domains; transitions and domains are dropped.
+
+        Raises:
+            InputError: the profile has no such domain.
+        """
+        names = () if self.domains is None else self.domains.names
+        if self.domains is None or name not in names:
+            raise InputError("domain", f"must be one of {', '.join(names) or 'none: the profile has no domains'}", name)
+        source = f"{self.source}; domain {name}"
+        return self._moved(self.domains.popularity[names.index(name)], source)
+
+    def _moved(self, weights: Floats, source: str) -> "RoutingProfile":
+        """This profile with loads in proportion to `weights` [layer, expert], as far as top_k allows."""
+        popularity = limit_shares(weights, self.top_k)
+        moved = RoutingProfile(self.model, source, self.top_k, popularity, None, None, self.reuse)
+        return _with_states(moved, self.states)
 
 
 def limit_shares(weights: Floats, top_k: int) -> Floats:
@@ -135,12 +204,39 @@ def _limit_row(weight: Floats, top_k: int) -> Floats:
     return shares
 
 
-def _stretched(popularity: Floats, experts: int, layer: int) -> Floats:
-    """Popularity of `experts` experts whose sorted curve has the shape of that of `popularity`."""
+def _stretched(popularity: Floats, experts: int) -> Floats:
+    """Popularity of `experts` experts, descending, whose curve has the shape of the sorted one of `popularity`."""
     known = (np.arange(len(popularity)) + 0.5) / len(popularity)
     wanted = (np.arange(experts) + 0.5) / experts
     curve = np.interp(wanted, known, np.sort(popularity)[::-1])
-    return np.random.default_rng(layer).permutation(curve / curve.sum())
+    return np.asarray(curve / curve.sum())
+
+
+def _with_states(profile: RoutingProfile, states: TokenStates | None) -> RoutingProfile:
+    """`profile` with `states` scaled to its popularity, and the popularity that they reach."""
+    if states is None:
+        return profile
+    states = states.with_popularity(profile.popularity, profile.top_k)
+    return replace(profile, popularity=states.popularity(), states=states)
+
+
+def _check_states(profile: RoutingProfile) -> None:
+    """States and reuse must be of the same layers and experts, and states must have the popularity as loads."""
+    if profile.states is not None:
+        layers, _, experts = profile.states.shares.shape
+        if (layers, experts) != profile.popularity.shape:
+            rule = f"must have {profile.layers} layers and {profile.experts} experts"
+            raise DataError(f"{profile.source}: states", rule, (layers, experts))
+        limit = (1.0 + _SUM_TOLERANCE) / profile.top_k
+        if profile.states.shares.max() > limit:
+            rule = f"shares must be at most 1 / top_k = {1 / profile.top_k:g}"
+            raise DataError(f"{profile.source}: states", rule, float(profile.states.shares.max()))
+        error = float(abs(profile.states.popularity() - profile.popularity).max() * profile.experts)
+        if error > _AGREEMENT:
+            raise DataError(f"{profile.source}: states", "must have the popularity as their loads, differ by", error)
+    if profile.reuse is not None and profile.reuse.run_sets.shape != (profile.layers,):
+        rule = f"must have a number for each of {profile.layers} MoE layers"
+        raise DataError(f"{profile.source}: reuse", rule, profile.reuse.run_sets.shape)
 
 
 def _check_rows(profile: RoutingProfile, name: str, rows: Floats) -> None:

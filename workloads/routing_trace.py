@@ -1,9 +1,9 @@
 """Routing traces: which experts every recorded token used, layer by layer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,13 @@ class RoutingTrace:
         position: int32[token] position in the request, prompt included, from 0.
         phase: uint8[token] 0 for prefill, 1 for decode.
         expert: uint8 or uint16 [token, moe_layer, k], distinct ids below `experts`.
+        weight: float16 or float32 [token, moe_layer, k], gate weight of each chosen expert, finite and >= 0; None where
+            it was not recorded.
+        licence: of the recording, empty where unknown.
+        capture: settings of the recording, such as the revision of the model, its data type and the seed.
 
     Raises:
-        DataError: no tokens, columns of different lengths, tokens out of order, or an id that cannot be.
+        DataError: no tokens, columns of different lengths, tokens out of order, an id or a weight that cannot be.
     """
 
     model: str
@@ -48,11 +52,15 @@ class RoutingTrace:
     position: NDArray[np.int32]
     phase: NDArray[np.uint8]
     expert: NDArray[np.uint8] | NDArray[np.uint16]
+    weight: NDArray[np.floating[Any]] | None = None
+    licence: str = ""
+    capture: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_shapes(self)
         _check_order(self)
         _check_experts(self)
+        _check_weights(self)
 
     @property
     def layers(self) -> int:
@@ -112,6 +120,9 @@ class RoutingTrace:
             position=self.position[rows],
             phase=self.phase[rows],
             expert=self.expert[rows],
+            weight=None if self.weight is None else self.weight[rows],
+            licence=self.licence,
+            capture=self.capture,
         )
 
     def split(self, share: float, rng: np.random.Generator) -> tuple[Self, Self]:
@@ -165,6 +176,20 @@ def _check_experts(trace: RoutingTrace) -> None:
                 row, layer = (int(index) for index in np.argwhere(same)[0])
                 rule = f"a token must use each expert once per layer (MoE layer {layer})"
                 raise _row_error(trace, row, rule, trace.expert[row, layer, first])
+
+
+def _check_weights(trace: RoutingTrace) -> None:
+    if trace.weight is None:
+        return
+    if trace.weight.shape != trace.expert.shape or trace.weight.dtype not in (np.float16, np.float32):
+        rule = f"must be float16 or float32 {trace.expert.shape}, a weight for each expert id"
+        raise DataError(f"{trace.source}: weight", rule, (str(trace.weight.dtype), trace.weight.shape))
+    wrong = ~(np.isfinite(trace.weight) & (trace.weight >= 0))
+    if wrong.any():
+        row, layer, rank = (int(index) for index in np.argwhere(wrong)[0])
+        rule = f"gate weights must be finite and >= 0 (MoE layer {layer})"
+        place = f"{trace.source}: request {trace.names[trace.request[row]]}, row {row}"
+        raise DataError(place, rule, float(trace.weight[row, layer, rank]))
 
 
 def _row_error(trace: RoutingTrace, row: int, rule: str, got: np.integer) -> DataError:

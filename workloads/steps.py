@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-TOKENS, SAMPLES, DECODE_TOKENS, REBUILT_TOKENS = range(4)
+TOKENS, SAMPLES, DECODE_TOKENS, REBUILT_TOKENS, PREFILL_SEQUENCES, LONGEST_PREFILL, LONGEST_DECODE = range(7)
 """Features of every model: new tokens, sequences that end the step with a new output token, tokens of decode
-sequences, and prefill tokens with their cached context (whose keys and values latent attention rebuilds)."""
-FIRST_WINDOW = 4
+sequences, prefill tokens with their cached context (whose keys and values latent attention rebuilds), prefill chunks,
+and the longest sequence of either kind, its new tokens counted. The last two are maxima, all others are sums."""
+FIRST_WINDOW = 7
 DECODE_PAIRS, PREFILL_PAIRS, PREFILL_KEYS = range(3)
 """Features of each distinct span, from `FIRST_WINDOW` on, three per span: query-key pairs of decode sequences (as many
 as keys read), query-key pairs of prefill chunks, keys that prefill chunks read (of a `Scan`: chunks)."""
@@ -97,7 +98,7 @@ def feature(window: int, which: int) -> int:
 
 
 def step_features(step: Step, ranks: int, windows: Sequence[Span]) -> Floats:
-    """The sums over sequences from which every operator outside the experts follows linearly.
+    """The sums over sequences from which every operator outside the experts follows linearly, and two maxima.
 
     A rank without sequences runs a dummy step of one decoded token, as engines with data-parallel attention do to
     keep collectives in step.
@@ -111,26 +112,35 @@ def step_features(step: Step, ranks: int, windows: Sequence[Span]) -> Floats:
         float64[rank, feature], exact integers.
     """
     decodes = step.decodes
-    columns: list[NDArray[Any]] = [
-        step.new_tokens,
-        step.samples,
-        decodes,
-        np.where(decodes, 0, step.new_tokens + step.context),
-    ]
+    total = step.new_tokens + step.context
+    prefilled = np.where(decodes, 0, total)
+    columns: list[NDArray[Any]] = [step.new_tokens, step.samples, decodes, prefilled, ~decodes, prefilled, total]
     for window in windows:
         columns += _window_columns(step, decodes, window)
     sums = np.empty((ranks, len(columns)))
     for which, column in enumerate(columns):
-        sums[:, which] = np.bincount(step.rank, column, minlength=ranks)
+        if which == LONGEST_PREFILL:
+            sums[:, which] = _longest(step.rank, prefilled, ranks)
+        elif which == LONGEST_DECODE:
+            sums[:, which] = _longest(step.rank, total - prefilled, ranks)
+        else:
+            sums[:, which] = np.bincount(step.rank, column, minlength=ranks)
     idle = sums[:, TOKENS] == 0
     if idle.any():
         sums[idle] = _dummy_features(len(windows))
     return sums
 
 
+def _longest(rank: NDArray[np.int64], tokens: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
+    """Greatest of `tokens` on each rank, 0 where there is none."""
+    longest = np.zeros(ranks, dtype=np.int64)
+    np.maximum.at(longest, rank, tokens)
+    return longest
+
+
 def _dummy_features(windows: int) -> Floats:
     """One decoded token that sees only itself."""
-    return np.array([1.0, 1.0, 1.0, 0.0] + [1.0, 0.0, 0.0] * windows)
+    return np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0] + [1.0, 0.0, 0.0] * windows)
 
 
 def _window_columns(step: Step, decodes: NDArray[np.bool_], window: Span) -> list[NDArray[np.int64]]:

@@ -5,12 +5,14 @@
     │   ├── ConfigError     a YAML or JSON configuration, or a command-line value
     │   ├── DataError       a trace, a request file, a results folder
     │   └── CapacityError   the model or a request does not fit in the memory of the devices
-    └── GraphError          a task graph that cannot be played (a cycle, a negative duration)
+    ├── GraphError          a task graph that cannot be played (a cycle, a negative duration)
+    └── StalledError        a simulation that ended before its requests did; a fault of the simulator
 
 Every message reads `place: rule, got value`.
 """
 
 from collections.abc import Sequence
+from types import TracebackType
 
 
 class MoeSimError(Exception):
@@ -56,3 +58,36 @@ class CapacityError(InputError):
 
 class GraphError(MoeSimError):
     """A task graph breaks the rules of the engines."""
+
+
+class StalledError(MoeSimError):
+    """Nothing is left to happen, and yet requests are unfinished."""
+
+
+class NotedErrors:
+    """Notes the input errors of `with` blocks and goes on, so that a user sees everything at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[InputError] = []
+
+    def __enter__(self) -> None:
+        """Start of a block."""
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        """End of a block; its input error is noted, another one goes its way."""
+        if isinstance(error, InputError):
+            self.errors.append(error)
+        return isinstance(error, InputError)
+
+    def raise_all(self) -> None:
+        """Raise the error, or one with the messages of all; nothing if there is none."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            first = self.errors[0]
+            kind = type(first) if len(set(map(type, self.errors))) == 1 else InputError
+            joined = kind(first.place, first.rule, first.got)
+            joined.args = ("\n".join(str(error) for error in self.errors),)
+            raise joined

@@ -17,6 +17,11 @@ COMMANDS = [
     "measure",
     "search",
     "search placement",
+    "trace",
+    "trace stats",
+    "trace import",
+    "trace attention",
+    "trace capture",
     "models",
     "models list",
     "models show",
@@ -24,7 +29,19 @@ COMMANDS = [
     "hardware list",
     "hardware show",
 ]
-HEAVY = {"matplotlib", "numba", "numpy", "pandas", "pyarrow", "pyomo", "scipy", "simpy", "yaml"}
+HEAVY = {
+    "matplotlib",
+    "numba",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pyomo",
+    "scipy",
+    "simpy",
+    "torch",
+    "transformers",
+    "yaml",
+}
 SCRIPT = """
 import contextlib, io, json, sys
 from moesim.cli import main

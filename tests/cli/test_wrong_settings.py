@@ -14,6 +14,14 @@ FLAGS = [
     (["--tp", "0"], "--tp: must be > 0, got 0"),
     (["--dp", "-1"], "--dp: must be > 0, got -1"),
     (["--ep", "0"], "--ep: must be > 0, got 0"),
+    (["--fast-forward", "0"], "--fast-forward: must be > 0, got 0"),
+    (["--pp", "0"], "--pp: must be > 0, got 0"),
+    (["--pp", "2"], "--pp: dp * tp * pp must be the 1 devices of h100-sxm-1, got 2"),
+    (["--replicas", "0"], "--replicas: must be > 0, got 0"),
+    (
+        ["--load-balancing", "cache_aware"],
+        "--load-balancing: cache_aware needs scheduler.prefix_caching, got 'cache_aware'",
+    ),
     (["--seed", "-1"], "--seed: must be >= 0, got -1"),
     (["--tp", "2"], "--tp: dp * tp must be the 1 devices of h100-sxm-1, got 2"),
     (["--timeline", "--out", "tiny.yaml"], "tiny.yaml: must be a folder, and is a file"),
@@ -24,6 +32,7 @@ NAMES = [
     (["--requests", "quickstrt"], "--requests: ", "did you mean `quickstart`?", "got 'quickstrt'"),
     (["--routing", "unifrm"], "--routing: ", "did you mean `uniform`?", "got 'unifrm'"),
     (["--engine", "compild"], "--engine: ", "did you mean `compiled`?", "got 'compild'"),
+    (["--load-balancing", "round_robbin"], "--load-balancing: ", "did you mean `round_robin`?", "got 'round_robbin'"),
     (["--placement", "contigous"], "--placement: ", "`contiguous` or an existing JSON file", "got 'contigous'"),
     (["--model", "a: b"], "--model: ", "shipped names", "got 'a: b'"),
     (["--model", ""], "--model: ", "shipped names", "got ''"),
@@ -41,6 +50,12 @@ ASSIGNMENTS = [
     ("requests.prompt_tokens=0", "--set requests.prompt_tokens: must be > 0, got 0"),
     ("requests.output_tokens={kind: uniform, min: 0, max: 0}", "at least one request", "all 4 draws had a zero length"),
     ("requests=trace", "--set requests: requests of kind trace need routing that is a trace"),
+    ("pools={a: {role: prefil}}", "--set pools: pools.a.role: ", "did you mean `prefill`?"),
+    (
+        "pools={a: {role: decode}}",
+        "--set pools: the roles must be all `both`, or `prefill` of some and `decode` of the",
+    ),
+    ("replicas=3", "must be the 1 devices of h100-sxm-1, got 3"),
     ("parallelism=3", "--set parallelism: must be a mapping, got 3"),
     ("placement=3", "--set placement: must be text, got 3"),
     ("model=3", "--set model: must be text, or must be a mapping, got 3"),
@@ -100,7 +115,7 @@ def test_all_broken_rules_of_a_file_at_once(refused, folder):
         "wrong.yaml:1:1: system: required",
         "wrong.yaml:2:1: systm: unknown key; did you mean `system`?",
         "wrong.yaml:4:15: parallelism.tp: must be > 0, got 0",
-        "wrong.yaml:4:22: parallelism.epp: unknown key; did you mean `ep`?",
+        "wrong.yaml:4:22: parallelism.epp: unknown key; did you mean `pp` or `ep`?",
         "wrong.yaml:6:3: scheduler.async_host: must be true or false, got 3",
         "wrong.yaml:7:1: seed: must be >= 0, got -3",
     ]
@@ -214,3 +229,27 @@ def test_a_real_process_says_one_line_and_no_traceback(folder):
     command = [sys.executable, "-c", "from moesim.cli import main; main()", "simulate", "tiny.yaml", "--seed", "-1"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --seed: must be >= 0, got -1\n")
+
+
+POOLS = """\
+pools:
+  prompts: {role: prefill, parallelism: {tp: 1}, scheduler: {prefix_caching: true}}
+  rest: {role: decode, parallelism: {tp: 1}}
+"""
+
+
+def test_flags_that_every_pool_overrules(refused_run, folder):
+    (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text() + POOLS)
+    message = refused_run("--tp", "2")
+    rule = "changes nothing, every pool has its own parallelism; edit that with --set pools.prompts.parallelism"
+    assert message == f"--tp: {rule}"
+    assert "needs requests with `hash_ids`" in refused_run("--scheduler", "sglang")  # `rest` takes that
+
+
+def test_errors_of_a_pool_name_the_pool(refused_run, folder):
+    (folder / "tiny.yaml").write_text((folder / "tiny.yaml").read_text() + POOLS)
+    assert refused_run().startswith("tiny.yaml:6:62: pools.prompts.scheduler.prefix_caching: needs requests")
+
+
+def test_replicas_that_do_not_divide_the_devices_are_the_ones_to_blame(refused_run):
+    assert refused_run("--replicas", "3") == "--replicas: dp * tp * replicas must be the 1 devices of h100-sxm-1, got 3"

@@ -207,4 +207,5 @@ def assert_rising(processor: Processor, table: OperatorTable) -> None:
 def added(prefill: OperatorTable, decode: OperatorTable) -> OperatorTable:
     """One attention row with the work of both."""
     columns = ("m", "flops", "read_bytes", "write_bytes", "decode_m", "decode_flops", "decode_read_bytes")
-    return replace(prefill, **{name: getattr(prefill, name) + getattr(decode, name) for name in columns})
+    counts = ("prefill_sequences", "longest_prefill", "longest_decode")
+    return replace(prefill, **{name: getattr(prefill, name) + getattr(decode, name) for name in (*columns, *counts)})

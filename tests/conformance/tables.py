@@ -31,6 +31,10 @@ _DTYPES = {
     "k": np.int64,
     "groups": np.int64,
     "decode_m": np.int64,
+    "prefill_sequences": np.int64,
+    "longest_prefill": np.int64,
+    "longest_decode": np.int64,
+    "window": np.int64,
     "up_matrices": np.int8,
 }
 
@@ -140,6 +144,12 @@ def attention_table(
         decode_m=np.where(decodes, b * n, 0),
         decode_flops=np.where(decodes, flops, 0.0),
         decode_read_bytes=np.where(decodes, read, 0.0),
+        prefill_sequences=np.where(decodes, 0, b),
+        longest_prefill=np.where(decodes, 0, total),
+        longest_decode=np.where(decodes, total, 0),
+        window=np.where(np.isfinite(w), w, 0),
+        prefill_pair_flops=4.0 * h * d,
+        decode_pair_flops=4.0 * h * d,
     )
 
 

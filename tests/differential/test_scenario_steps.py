@@ -6,7 +6,7 @@ import pytest
 from moesim.configs.loader import shipped
 from moesim.simulator.engines import get_engine
 from moesim.simulator.scenario import load_scenario, prepare
-from moesim.simulator.simulate import build_step_simulator, serve
+from moesim.simulator.simulate import build_pipelines, serve
 
 STEPS = 50
 
@@ -20,13 +20,13 @@ def test_engines_agree_to_the_last_bit_on_the_first_steps(name):
     setup = prepare(*load_scenario(name))
     outcomes = []
 
-    def keep(_number, _start_s, outcome):
-        outcomes.append(outcome)
-        if len(outcomes) == STEPS:
+    def keep(_number, _replica, passage):
+        outcomes.extend(passage.outcomes)
+        if len(outcomes) >= STEPS:
             raise EnoughStepsError
 
     with pytest.raises(EnoughStepsError):
-        serve(setup, build_step_simulator(setup), on_step=keep)
+        serve(setup, build_pipelines(setup), on_step=keep)
     reference = get_engine("simpy")
     for outcome in outcomes:
         timeline = reference(outcome.graph)

@@ -24,9 +24,14 @@ def test_a_set_overrides_what_it_names_and_nothing_else() -> None:
     assert sglang.default_kernels == "sglang"
     assert sglang.dram_sustained != own.dram_sustained
     assert sglang.fits["gemm_bf16"].data != own.fits["gemm_bf16"].data
-    assert sglang.fits["decode_attention"] == own.fits["decode_attention"]
+    assert sglang.fits["experts_fp8"] == own.fits["experts_fp8"]
     assert sglang.formats["bf16"].peak == own.formats["bf16"].peak
-    assert GPU(own).price(attention_table(4, 1, 99)).time_s == GPU(sglang).price(attention_table(4, 1, 99)).time_s
+
+
+def test_a_set_replaces_the_attention_kernels_whole() -> None:
+    own, sglang = config("h200-sxm", None), config("h200-sxm", "sglang")
+    assert not set(own.attention.kernels) & set(sglang.attention.kernels)
+    assert GPU(own).price(attention_table(4, 1, 99)).time_s != GPU(sglang).price(attention_table(4, 1, 99)).time_s
 
 
 def test_the_default_framework_and_unmeasured_ones_are_the_device_itself() -> None:
@@ -42,7 +47,7 @@ def test_every_shipped_set_is_valid(name: str) -> None:
 
 def test_schedulers_choose_kernels() -> None:
     systems = {
-        preset: prepare(*load_scenario("quickstart", ["system=h200-sxm-1", f"scheduler={preset}"])).system
+        preset: prepare(*load_scenario("quickstart", ["system=h200-sxm-1", f"scheduler={preset}"])).pools[0].system
         for preset in ("vllm", "sglang", "tensorrt-llm")
     }
     frameworks = [system.device.config.processors["gpu"] for system in systems.values()]
@@ -54,7 +59,7 @@ def test_schedulers_choose_kernels() -> None:
 def test_the_command_line_has_the_last_word() -> None:
     edits = ["residual=null", "dram_sustained.value=0.5"]
     assignments = ["system=h200-sxm-1", *(f"system.device.processors.gpu.{edit}" for edit in edits), "scheduler=sglang"]
-    part = prepare(*load_scenario("quickstart", assignments)).system.device.config.processors["gpu"]
+    part = prepare(*load_scenario("quickstart", assignments)).pools[0].system.device.config.processors["gpu"]
     assert isinstance(part, GpuConfig)
     assert part.default_kernels == "sglang"
     assert part.residual is None

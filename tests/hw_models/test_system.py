@@ -50,5 +50,5 @@ def test_a_system_can_be_a_mapping_or_a_file_with_its_own_device(tmp_path: Path)
 def test_link_descriptions_carry_sources() -> None:
     rows = {row.name: row for row in describe_links(load_system("h200-sxm-8"))}
     assert rows["intra_node.bandwidth"].value == "450 GB/s"
-    assert "NCCL" in rows["intra_node.sustained"].error
+    assert "NCCL" in rows["intra_node.ring.simple.sustained"].error
     assert all(row.source for row in rows.values())

@@ -29,6 +29,7 @@ def make_result(*, ttft_s=(3.0, 1.0, 2.0, 2.0), tpot_s=(0.1, np.nan, 0.3, 0.2), 
         "operators": {"operator": operator.astype(object), "layer": layer, "device": device, "time_s": time_s},
         "devices": {
             "device": np.arange(DEVICES),
+            "steps": np.full(DEVICES, STEPS),
             "compute_busy_s": np.mean(list(busy.values()), axis=0),
             "network_busy_s": np.array([1.0, 3.0]),
             **{f"{name}_busy_s": values for name, values in busy.items()},
@@ -38,13 +39,11 @@ def make_result(*, ttft_s=(3.0, 1.0, 2.0, 2.0), tpot_s=(0.1, np.nan, 0.3, 0.2), 
             "tpot_s": np.array(tpot_s),
             "warmup": np.zeros(len(ttft_s), dtype=bool),
         },
-        "steps": {"duration_s": np.full(STEPS, 2.0)},
+        "steps": {"duration_s": np.full(STEPS, 2.0), "repeats": np.ones(STEPS, dtype=np.int64)},
         "experts": {"tokens": np.zeros(0)},
     }
-    settings = {
-        "parallelism": {"tp": 1, "dp": 2, "ep": 2},
-        "resolved": {"model": "tiny", "system": "h100-sxm-2", "concurrency": None},
-    }
+    pool = {"role": "both", "system": "h100-sxm-2", "replicas": 1, "parallelism": {"tp": 1, "dp": 2, "ep": 2, "pp": 1}}
+    settings = {"resolved": {"model": "tiny", "system": "h100-sxm-2", "pools": [pool], "concurrency": None}}
     return Result(settings, {"duration_s": DURATION_S}, tables)
 
 

@@ -145,7 +145,7 @@ def test_runs_are_labelled_by_the_end_of_their_path(result, tmp_path):
     folders = [result.save(tmp_path / name) for name in ("x/a", "y/a", "y/b")]
     assert [run.label for run in load_runs(folders)] == ["x/a", "y/a", "y/b"]
     assert [run.label for run in load_runs(folders[1:])] == ["a", "b"]
-    assert load_runs(folders)[0].description == "tiny on h100-sxm-2 (tp=1 dp=2 ep=2)"
+    assert load_runs(folders)[0].description == "tiny on h100-sxm-2, tp=1 dp=2 ep=2"
 
 
 def test_no_run_too_many_and_one_twice_are_refused(result, tmp_path):

@@ -1,6 +1,14 @@
 """Small scenarios that run in milliseconds."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+
+from moesim.simulator.memory import MemoryPlan
+from moesim.simulator.scenario import load_scenario, prepare
+from moesim.simulator.serving import ServingLoop
+from moesim.simulator.simulate import build_pipelines
 
 TINY = {
     "name": "tiny-moe",
@@ -45,8 +53,19 @@ def tiny_scenario(devices=1, **changes):
     } | changes
 
 
-WAYS = [(1, 1, 1, 1), (4, 4, 1, 1), (4, 1, 4, 4), (4, 2, 2, 4), (4, 2, 2, 2), (4, 2, 2, 1), (16, 1, 16, 8)]
-"""(devices, tp, dp, ep): every kind of parallelism."""
+WAYS = [
+    (1, 1, 1, 1, 1),
+    (4, 4, 1, 1, 1),
+    (4, 1, 4, 4, 1),
+    (4, 2, 2, 4, 1),
+    (4, 2, 2, 2, 1),
+    (4, 2, 2, 1, 1),
+    (16, 1, 16, 8, 1),
+    (2, 1, 1, 1, 2),
+    (8, 2, 2, 4, 2),
+    (16, 8, 1, 2, 2),
+]
+"""(devices, tp, dp, ep, pp): every kind of parallelism."""
 
 
 @pytest.fixture
@@ -55,8 +74,33 @@ def tiny():
     return tiny_scenario
 
 
-@pytest.fixture(params=WAYS, ids=lambda way: "devices{}-tp{}-dp{}-ep{}".format(*way))
+@pytest.fixture(params=WAYS, ids=lambda way: "devices{}-tp{}-dp{}-ep{}-pp{}".format(*way))
 def parallel(request):
     """A small scenario under each kind of parallelism."""
-    devices, tp, dp, ep = request.param
-    return tiny_scenario(devices, parallelism={"tp": tp, "dp": dp, "ep": ep})
+    devices, tp, dp, ep, pp = request.param
+    return tiny_scenario(devices, parallelism={"tp": tp, "dp": dp, "ep": ep, "pp": pp})
+
+
+def make_loop(scenario, requests_that_fit=None):
+    """What a scenario loads and the loop that serves it; with room for so many of the longest requests, if given."""
+    setup = prepare(*load_scenario(scenario))
+    longest = np.array([(setup.requests.prompt_tokens + setup.requests.output_tokens).max()])
+
+    def shrunk(pool):
+        return replace(pool, memory=MemoryPlan(float(pool.cache.bytes(longest)[0]) * requests_that_fit, 0.0, 0.0))
+
+    if requests_that_fit is not None:
+        setup = replace(setup, pools=tuple(map(shrunk, setup.pools)))
+    return setup, ServingLoop(setup.requests, build_pipelines(setup), setup.scenario.load_balancing)
+
+
+@pytest.fixture
+def loop_of():
+    """A function that makes the serving loop of a scenario."""
+    return make_loop
+
+
+@pytest.fixture
+def tight():
+    """The same with little memory: room for so many of the longest requests."""
+    return make_loop

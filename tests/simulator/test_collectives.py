@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from moesim.simulator.collectives import CollectivePlan, Traffic
+from moesim.simulator.collectives import CollectivePlan
+from moesim.simulator.expert_exchange import Traffic
 from moesim.simulator.scenario import load_scenario, prepare
-from moesim.simulator.simulate import build_step_simulator
+from moesim.simulator.simulate import build_pipelines
 
 
 def make_plan(tiny, devices_per_node, tp, dp, ep):
     scenario = tiny(tp * dp if tp * dp <= 8 else 16, parallelism={"tp": tp, "dp": dp, "ep": ep})
-    plan = build_step_simulator(prepare(*load_scenario(scenario))).plan
+    plan = build_pipelines(prepare(*load_scenario(scenario)))[0].stages[0].plan
     return CollectivePlan(plan, devices_per_node)
 
 

@@ -60,7 +60,7 @@ def test_the_suggested_parallelism_fits_and_half_of_it_does_not(name):
     devices, tp, dp, ep = map(int, found[0])
     assert devices == tp * dp
     demand = Demand(0.5, 8192, 16, 4096)
-    fitting = check_capacity(model, load_system(f"a100-sxm-{devices}"), Parallelism(tp=tp, dp=dp, ep=ep), demand)
+    fitting, _ = check_capacity(model, load_system(f"a100-sxm-{devices}"), Parallelism(tp=tp, dp=dp, ep=ep), demand)
     assert fitting.kv_bytes > 0
     for half in (Parallelism(tp=devices // 2), Parallelism(dp=devices // 2, ep=devices // 2)):
         with pytest.raises(CapacityError):
@@ -75,6 +75,6 @@ def test_a_request_longer_than_the_cache_does_not_fit():
 
 def test_more_utilization_leaves_more_cache():
     model, system = load_model("gpt-oss-20b"), load_system("h100-sxm-1")
-    low = check_capacity(model, system, Parallelism(), DEMAND)
-    high = check_capacity(model, system, Parallelism(), Demand(0.95, 8192, 16, 4096))
+    low, _ = check_capacity(model, system, Parallelism(), DEMAND)
+    high, _ = check_capacity(model, system, Parallelism(), Demand(0.95, 8192, 16, 4096))
     assert high.kv_bytes - low.kv_bytes == pytest.approx(0.05 * system.memory_bytes)

@@ -55,15 +55,14 @@ def serve(requests, kv_bytes=PLENTY, check=None, **settings):
         rank.submit(row)
     first_time = 0
     while rank.outstanding:
-        request, tokens = rank.schedule()
+        request, done, tokens = rank.schedule()
         assert len(request)
-        done = states.computed[request]
         assert (tokens > 0).all()
         new = np.maximum(np.minimum(done + tokens, states.prompt[request]) - np.maximum(done, states.seen[request]), 0)
         first_time += int(new.sum())
         if check:
             check(rank)
-        rank.complete(request, tokens)
+        rank.complete(request)
     return rank, first_time
 
 

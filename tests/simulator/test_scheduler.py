@@ -1,5 +1,8 @@
 """The three ways in which engines run prompts beside decodes."""
 
+from collections import deque
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,10 +16,10 @@ from moesim.workloads.models import load_model
 from moesim.workloads.requests import Requests
 
 
-def scheduler_of(prompts, outputs, cache_bytes=1e12, **settings):
+def scheduler_of(prompts, outputs, cache_bytes=1e12, stages=1, **settings):
     requests = Requests(np.zeros(len(prompts)), np.array(prompts), np.array(outputs), "test")
     cache = KvCache.of(load_model("olmoe-1b-7b"), 1, 16)
-    rank = RankScheduler(RequestStates.of(requests), SchedulerSettings(**settings), cache, cache_bytes)
+    rank = RankScheduler(RequestStates.of(requests), SchedulerSettings(**settings), cache, cache_bytes, stages=stages)
     for request in range(len(prompts)):
         rank.submit(request)
     return rank
@@ -26,9 +29,23 @@ def steps_of(rank, most=1000):
     """Every step as {request: tokens}."""
     steps: list[dict[int, int]] = []
     while rank.outstanding and len(steps) < most:
-        request, tokens = rank.schedule()
+        request, _, tokens = rank.schedule()
         steps.append(dict(zip(request.tolist(), tokens.tolist(), strict=True)))
-        rank.complete(request, tokens)
+        rank.complete(request)
+    return steps
+
+
+def run_pipelined(rank, most=3000):
+    """Play to the end with as many steps in flight as there are stages; returns how many steps it took."""
+    in_flight: deque[Any] = deque()
+    steps = 0
+    while rank.outstanding and steps < most:
+        request = rank.schedule().request if len(in_flight) < rank.stages else ()
+        if len(request):
+            in_flight.append(request)
+            steps += 1
+        else:
+            rank.complete(in_flight.popleft())
     return steps
 
 
@@ -81,3 +98,29 @@ def test_presets_can_be_edited_and_unknown_ones_are_refused(tiny):
     assert scenario.scheduler.prefill == "alone"
     with pytest.raises(ConfigError, match="did you mean `sglang`"):
         load_scenario(tiny(scheduler="sglnag"))
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+@pytest.mark.parametrize("room", [1.0, 1.2, 1.7])
+def test_sequences_in_flight_do_not_preempt_each_other_for_ever(stages, room):
+    rank = scheduler_of([200, 280, 230, 260, 210, 290], [50] * 6, stages=stages, token_budget=32)
+    rank.capacity_bytes = rank.free_bytes = room * float(rank.cache.bytes(np.array([340]))[0])
+    assert run_pipelined(rank) < 3000
+    assert (rank.states.generated == 50).all()
+    assert rank.states.preemptions.sum() > 0
+    assert rank.free_bytes == rank.capacity_bytes
+
+
+def test_with_steps_in_flight_only_the_last_is_preempted():
+    rank = scheduler_of([16, 16], [40, 40], stages=2, token_budget=16)
+    rank.capacity_bytes = rank.free_bytes = float(rank.cache.bytes(np.array([64]))[0])
+    first_preempted = []
+    in_flight: deque[Any] = deque()
+    while rank.outstanding:
+        request = rank.schedule().request if len(in_flight) < 2 else ()
+        first_preempted += [r for r in (0, 1) if rank.states.preemptions[r]]
+        if len(request):
+            in_flight.append(request)
+        else:
+            rank.complete(in_flight.popleft())
+    assert set(first_preempted) == {1}

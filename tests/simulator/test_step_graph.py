@@ -4,16 +4,22 @@ import numpy as np
 import pytest
 
 from moesim.simulator.scenario import load_scenario, prepare
-from moesim.simulator.simulate import build_step_simulator, serve
+from moesim.simulator.simulate import build_pipelines, serve
+
+
+def stages_of(scenario):
+    """Every step of a run on every stage in turn, with the simulators that played them."""
+    setup = prepare(*load_scenario(scenario))
+    pipelines = build_pipelines(setup)
+    outcomes = []
+    serve(setup, pipelines, on_step=lambda _number, _replica, passage: outcomes.extend(passage.outcomes))
+    return pipelines[0].stages, outcomes
 
 
 def outcomes_of(scenario):
-    """Every step of a run, with the simulator that played them."""
-    setup = prepare(*load_scenario(scenario))
-    simulator = build_step_simulator(setup)
-    outcomes = []
-    serve(setup, simulator, on_step=lambda *values: outcomes.append(values[2]))
-    return simulator, outcomes
+    """Every step of a run on one stage, with the simulator that played them."""
+    [stage], outcomes = stages_of(scenario)
+    return stage, outcomes
 
 
 def stream_sums(graph, kind=None):
@@ -51,7 +57,7 @@ def test_tensor_parallel_devices_wait_for_each_all_reduce(tiny):
 
 
 def test_a_step_takes_at_least_its_busiest_stream(parallel):
-    _, outcomes = outcomes_of(parallel)
+    _, outcomes = stages_of(parallel)
     for outcome in outcomes:
         assert outcome.makespan_s >= stream_sums(outcome.graph).max() * (1 - 1e-12)
 
@@ -77,12 +83,14 @@ def test_shared_experts_run_beside_the_dispatch(tiny):
 
 
 def test_totals_are_the_sums_of_the_steps(parallel):
-    simulator, outcomes = outcomes_of(parallel)
-    played = sum(outcome.graph.duration_s.sum() for outcome in outcomes)
-    assert simulator.totals.time_s @ simulator.tasks_per_row == pytest.approx(played, rel=1e-9)
-    energy = sum(outcome.energy_j for outcome in outcomes)
-    summed = simulator.totals.energy_j @ simulator.tasks_per_row + simulator.totals.waiting_j
-    assert summed == pytest.approx(energy, rel=1e-9)
+    stages, outcomes = stages_of(parallel)
+    for number, stage in enumerate(stages):
+        mine = outcomes[number :: len(stages)]
+        played = sum(outcome.graph.duration_s.sum() for outcome in mine)
+        assert stage.totals.time_s @ stage.tasks_per_row == pytest.approx(played, rel=1e-9)
+        energy = sum(outcome.energy_j for outcome in mine)
+        summed = stage.totals.energy_j @ stage.tasks_per_row + stage.totals.waiting_j
+        assert summed == pytest.approx(energy, rel=1e-9)
 
 
 def test_one_device_never_waits_and_tensor_parallel_devices_wait_for_their_collectives(tiny):

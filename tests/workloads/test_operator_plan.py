@@ -216,3 +216,17 @@ def test_gated_attention_projects_the_gate_and_one_projection_can_serve_keys_and
     assert table.n[rows_of(table, "qkv")].tolist() == [(2 * 16 + 2 * 2) * 256]
     table = OperatorPlan(load_model("gemma-4-26b-a4b")).lower(make_step([(1, 5)]), None)
     assert table.n[rows_of(table, "qkv")].tolist() == [(16 + 2 * 8) * 256, (16 + 2) * 512]
+
+
+def test_attention_rows_know_their_sequences_and_what_a_pair_costs():
+    model = load_model("llama-3.1-8b")
+    table = OperatorPlan(model).lower(make_step([(50, 100), (20, 0), (1, 700), (1, 30)]))
+    attention = rows_of(table, "attention")
+    others = np.setdiff1d(np.arange(len(table)), attention)
+    for name, expected in (("prefill_sequences", 2), ("longest_prefill", 150), ("longest_decode", 701), ("window", 0)):
+        assert np.all(getattr(table, name)[attention] == expected)
+        assert not getattr(table, name)[others].any()
+    assert np.all(table.decode_flops[attention] == table.decode_pair_flops[attention] * (701 + 31))
+    prefill_flops = table.flops[attention] - table.decode_flops[attention]
+    pairs = 50 * 100 + 50 * 51 // 2 + 20 * 21 // 2
+    assert np.all(prefill_flops == table.prefill_pair_flops[attention] * pairs)

@@ -56,6 +56,13 @@ def test_shipped_profile() -> None:
     assert (profile.popularity.max(axis=1) * 32).mean() == pytest.approx(2.62, abs=0.01)
 
 
+def test_profile_of_a_trace_file(tmp_path: Path) -> None:
+    write_routing_trace(trace(), tmp_path / "t.parquet")
+    profile = load_routing({"kind": "profile", "path": str(tmp_path / "t.parquet")})
+    assert isinstance(profile, RoutingProfile)
+    assert profile.popularity.tolist() == [[0, 0.5, 0, 0.5]] * 2
+
+
 def test_files_by_path(tmp_path: Path) -> None:
     write_routing_trace(trace(), tmp_path / "t.parquet")
     write_routing_profile(RoutingProfile.uniform(2, 4, 2), tmp_path / "p.npz")

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.workloads.routing_draw import MAX_TOP_K, TokenRouter, TraceRouter, _tables, count_transitions
+from moesim.workloads.routing_draw import MAX_TOP_K, TokenRouter, TraceRouter, count_transitions
 from moesim.workloads.routing_files import read_routing_profile, read_routing_trace
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_trace import RoutingTrace
+from moesim.workloads.routing_weights import sampling_tables
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs/routing/gpt-oss-20b.npz"
 TRACE = "routing/gpt-oss-20b/gpt-oss-20b_decode_top4_ids.npz"
@@ -41,7 +42,10 @@ def shares(experts: NDArray[np.uint16], n: int) -> NDArray[np.float64]:
 
 def z_scores(profile: RoutingProfile, count: int) -> NDArray[np.float64]:
     """Deviation of the inclusion frequencies of `count` tokens in standard errors, of uncertain experts only."""
-    drawn = shares(TokenRouter(profile, rng()).experts(*tokens(count)), profile.experts) * profile.top_k
+    request, position = tokens(count)
+    if profile.reuse is not None:  # tokens of a request are alike
+        request = np.arange(count)
+    drawn = shares(TokenRouter(profile, rng()).experts(request, position), profile.experts) * profile.top_k
     wanted = profile.popularity * profile.top_k
     uncertain = (wanted > 1e-4) & (wanted < 1 - 1e-6)
     np.testing.assert_allclose(drawn[wanted >= 1 - 1e-6], 1.0, atol=1e-4)
@@ -57,7 +61,7 @@ def test_inclusion_probabilities_by_enumeration(weights: list[float], k: int) ->
     n = len(weights)
     k = min(k, n)
     inclusion = limit_shares(np.array([weights]), k) * k
-    tables, _ = _tables(inclusion, k)
+    tables, _, _ = sampling_tables(inclusion, k)
     # weights from the polynomials: E[1, j] - E[1, j + 1]
     weight = -np.diff(tables[0, 0, :n], append=0.0)
     products = {chosen: np.prod(weight[list(chosen)]) for chosen in combinations(range(n), k)}

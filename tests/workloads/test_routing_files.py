@@ -1,7 +1,10 @@
 """Routing on disk: what is written comes back, and what is broken is refused with its place."""
 
 import json
+import pickle
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,56 @@ def test_trace_comes_back_from_parquet(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_weights_and_settings_come_back(tmp_path: Path, dtype: Any) -> None:
+    trace = read_routing_trace(recording(tmp_path))
+    weight = np.random.default_rng(0).random(trace.expert.shape).astype(dtype)
+    capture: dict[str, str | int | float | bool] = {"dtype": "bf16", "seed": 3, "temperature": 0.5, "greedy": False}
+    full = replace(trace, weight=weight, licence="Apache-2.0", capture=capture)
+    write_routing_trace(full, tmp_path / "t.parquet")
+    again = read_routing_trace(tmp_path / "t.parquet")
+    assert again.weight is not None
+    assert again.weight.dtype == dtype
+    np.testing.assert_array_equal(again.weight, weight)
+    assert (again.licence, again.capture) == ("Apache-2.0", {"source": trace.source} | capture)
+    write_routing_trace(again, tmp_path / "again.parquet")
+    assert read_routing_trace(tmp_path / "again.parquet").capture == again.capture
+    part = again.select([1])
+    assert part.weight is not None
+    np.testing.assert_array_equal(part.weight, weight[3:])
+
+
+def test_weights_without_a_number_are_refused_at_their_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    trace = read_routing_trace(recording(tmp_path))
+    write_routing_trace(replace(trace, weight=np.ones(trace.expert.shape, np.float32)), path)
+    table = pq.read_table(path)
+    spoilt = np.ones(trace.expert.size, np.float32)
+    spoilt[12 * 3 + 5] = np.nan
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(spoilt), 12)
+    pq.write_table(table.set_column(4, "gate", lists), path)
+    with pytest.raises(DataError) as error:
+        read_routing_trace(path)
+    rule = "gate weights must be finite and >= 0 (MoE layer 1), got nan"
+    assert str(error.value) == f"{path}: request s1, row 3: {rule}"
+
+
+@pytest.mark.parametrize("name", ["dump.pt", "dump.pkl", "dump.npz", "dump.parquet"])
+def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(DataError, match=r"is a pickle, which can run code.*weights_only=True"):
+        read_routing_trace(path)
+
+
+def test_archives_of_torch_are_refused_under_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "gpt-oss-20b_decode_top4_ids.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    with pytest.raises(DataError, match="is a pickle"):
+        read_routing_trace(path)
+
+
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.npz"
     write_routing_profile(RoutingProfile.uniform(1, 4, 2), path)
@@ -143,7 +196,7 @@ def without_names(table: pa.Table) -> pa.Table:
         (lambda table: table.slice(0, 0), "must have tokens"),
         (
             lambda table: table.set_column(3, "expert", [table["request"]]),
-            "expert: must be lists of layers x top_k ids",
+            "expert: must be lists of layers x top_k values",
         ),
     ],
 )

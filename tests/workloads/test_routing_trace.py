@@ -90,6 +90,9 @@ def test_split_takes_its_share_of_every_group() -> None:
         ({"phase": np.array([0, 1, 1, 1, 2])}, "phase: must be 0"),
         ({"phase": np.zeros(4)}, "phase: must have one value for each of 5 tokens"),
         ({"names": ("a",)}, "must be equally long"),
+        ({"weight": np.ones((5, 1, 2))}, "weight: must be float16 or float32"),
+        ({"weight": np.ones((5, 1, 1), np.float32)}, "weight: must be float16 or float32 (5, 1, 2)"),
+        ({"weight": np.full((5, 1, 2), -0.5, np.float32)}, "request a, row 0: gate weights must be finite and >= 0"),
     ],
 )
 def test_broken_traces_are_refused(changes: dict[str, Any], message: str) -> None:

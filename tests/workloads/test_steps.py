@@ -6,7 +6,11 @@ from hypothesis import strategies as st
 from moesim.workloads.steps import (
     DECODE,
     DECODE_TOKENS,
+    FIRST_WINDOW,
+    LONGEST_DECODE,
+    LONGEST_PREFILL,
     PREFILL,
+    PREFILL_SEQUENCES,
     REBUILT_TOKENS,
     RECOMPUTE,
     SAMPLES,
@@ -55,12 +59,13 @@ def test_features_separate_decode_from_prefill_and_ranks_from_each_other():
     features = step_features(step, 2, [None])
     assert features[0, [TOKENS, SAMPLES, DECODE_TOKENS, REBUILT_TOKENS]].tolist() == [6, 1, 1, 7]
     assert features[1, [TOKENS, SAMPLES, DECODE_TOKENS, REBUILT_TOKENS]].tolist() == [1, 1, 0, 1]
-    assert features[0, 4:].tolist() == [10, 5 * 2 + 15, 7]
+    assert features[0, [PREFILL_SEQUENCES, LONGEST_PREFILL, LONGEST_DECODE]].tolist() == [1, 7, 10]
+    assert features[0, FIRST_WINDOW:].tolist() == [10, 5 * 2 + 15, 7]
 
 
 def test_an_idle_rank_runs_one_dummy_token():
     features = step_features(make_step([3], [0]), 2, [None, 128])
-    assert features[1].tolist() == [1, 1, 1, 0, 1, 0, 0, 1, 0, 0]
+    assert features[1].tolist() == [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0]
 
 
 def test_tokens_know_their_position_and_why_they_run():

@@ -6,12 +6,8 @@ from typing import Annotated
 import typer
 
 from moesim.cli import validate_kernels
-
-
-def _examples(*lines: str) -> str:
-    """Text below the options of a command's help."""
-    return "\n\n".join(["[bold]Examples[/bold]", *lines])
-
+from moesim.cli.help_text import examples as _examples
+from moesim.cli.trace_app import trace_app
 
 app = typer.Typer(
     name="moesim",
@@ -45,6 +41,7 @@ validate_app = typer.Typer(
 )
 app.add_typer(search_app, name="search")
 app.add_typer(validate_app, name="validate")
+app.add_typer(trace_app, name="trace")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
@@ -111,6 +108,12 @@ def simulate(
     scheduler: Annotated[
         str | None, typer.Option(help="vllm, sglang, tensorrt-llm, or YAML file.", rich_help_panel=_WORKLOAD)
     ] = None,
+    fast_forward: Annotated[
+        int | None,
+        typer.Option(
+            help="Play one of up to so many equal decode steps: faster, nearly the same.", rich_help_panel=_WORKLOAD
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_WORKLOAD)] = None,
     engine: Annotated[
         str | None,
@@ -128,6 +131,11 @@ def simulate(
     tp: Annotated[int | None, typer.Option(help="Tensor parallelism.", rich_help_panel=_CUTS)] = None,
     dp: Annotated[int | None, typer.Option(help="Data parallelism of attention.", rich_help_panel=_CUTS)] = None,
     ep: Annotated[int | None, typer.Option(help="Expert parallelism.", rich_help_panel=_CUTS)] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline parallelism.", rich_help_panel=_CUTS)] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the model.", rich_help_panel=_CUTS)] = None,
+    load_balancing: Annotated[
+        str | None, typer.Option(help="least_outstanding, round_robin or cache_aware.", rich_help_panel=_CUTS)
+    ] = None,
     placement: Annotated[
         str | None, typer.Option(help="contiguous, or a placement file.", rich_help_panel=_CUTS)
     ] = None,
@@ -161,7 +169,11 @@ def simulate(
         "parallelism.tp": tp,
         "parallelism.dp": dp,
         "parallelism.ep": ep,
+        "parallelism.pp": pp,
+        "replicas": replicas,
+        "load_balancing": load_balancing,
         "placement": placement,
+        "fast_forward": fast_forward,
         "engine": engine,
         "seed": seed,
     }

@@ -125,7 +125,9 @@ def show_hardware(name: str, *, as_json: bool) -> None:
     rows = [*(describe_links(subject) if isinstance(subject, System) else []), *describe(device)]
     if as_json:
         values = [*(parameters(subject.config) if isinstance(subject, System) else []), *parameters(device.config)]
-        numbers = [{"value": parameter.value, "unit": parameter.unit} for _, parameter in values]
+        numbers: list[dict[str, Any]] = [{"value": parameter.value, "unit": parameter.unit} for _, parameter in values]
+        # Attention kernels come last, one line for several values.
+        numbers += [{"value": None, "unit": ""}] * (len(rows) - len(numbers))
         facts = [row._asdict() | number for row, number in zip(rows, numbers, strict=True)]
         print_json({"hardware": name}, {"name": subject.name, "title": subject.config.title, "parameters": facts})
         return

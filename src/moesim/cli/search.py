@@ -2,13 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from moesim.cli.output import print_json, seconds, show, table
-from moesim.cli.progress import progress_bar
+from moesim.cli.progress import StageBars
 from moesim.errors import ConfigError, InputError
 from moesim.reports.style import check_place, write_text
 from moesim.search.placement import BalancedPlacement, search_placement
@@ -73,26 +72,6 @@ def placement_command(
         _print(expert_loads, found, settings["method"], output)
 
 
-class _Bars:
-    """A progress bar for each stage of a search, one after the other."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._open = ExitStack()
-        self._update: Callable[[int], None] = lambda _: None
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of `stage`."""
-        if stage != self._stage:
-            self.close()
-            self._stage, self._update = stage, self._open.enter_context(progress_bar(stage, total, "layers"))
-        self._update(done)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._open.close()
-
-
 def _load(trace: str | None, loads: Path | None, model: str | None) -> ExpertLoads:
     if (trace is None) == (loads is None):
         raise ConfigError("--trace, --loads", "one of them must be given, and only one")
@@ -106,7 +85,7 @@ def _load(trace: str | None, loads: Path | None, model: str | None) -> ExpertLoa
 def _search_all(expert_loads: ExpertLoads, settings: dict[str, Any]) -> dict[str, Found]:
     """What the chosen method found, after the baselines."""
     try:
-        with closing(_Bars()) as bars:
+        with closing(StageBars()) as bars:
             chosen = search_placement(expert_loads.loads, **settings, on_progress=bars.show)
         plain = {name: settings[name] for name in ("devices", "slots")}
         found = {name: search_placement(expert_loads.loads, method=name, **plain) for name in _BASELINES}

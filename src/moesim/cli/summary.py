@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moesim.cli.output import number, seconds, show, table
 from moesim.simulator.metrics import PERCENTILES
-from moesim.simulator.result import Result
+from moesim.simulator.result import Result, describe_pools
 
 Summary = Mapping[str, Any]
 
@@ -32,9 +32,8 @@ def print_summary(result: Result, saved: Path | None) -> None:
 
 def _headline(result: Result) -> Text:
     settings, resolved = result.settings, result.settings["resolved"]
-    degrees = " ".join(f"{name}={degree}" for name, degree in settings["parallelism"].items())
-    text = Text(f"{resolved['model']} on {resolved['system']}", style="bold")
-    text.append(f", {degrees}\n", style="not bold")
+    text = Text(f"{resolved['model']} on ", style="bold")
+    text.append(f"{describe_pools(settings)}\n")
     concurrency = resolved["concurrency"]
     loop = f"closed loop of {concurrency}" if concurrency else "open loop"
     line = f"{result.summary['requests']:,} requests ({_reference(settings['requests'])}), {loop}"
@@ -90,6 +89,9 @@ def _facts(s: Summary, devices: int) -> Iterator[tuple[str, str]]:
         f"compute {s['compute_utilization']:.1%} of the time, network {s['network_utilization']:.1%}",
     )
     yield "KV cache", f"at most {s['kv_used_fraction_peak']:.1%} of {s['kv_capacity_bytes_per_device'] / 1e9:.1f} GB"
+    if "kv_transfer_bytes" in s:
+        moved = f"{s['kv_transfer_bytes'] / 1e9:.1f} GB from prefill to decode"
+        yield "KV transfer", f"{moved}, {seconds(s['kv_transfer_mean_s'])} after the first token"
     if "prefix_hit_rate" in s:
         yield "prefix cache", f"{s['prefix_hit_rate']:.1%} of prompt tokens found"
     if s["expert_load_imbalance"] is not None:

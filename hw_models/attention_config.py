@@ -1,0 +1,157 @@
+"""Parameters of attention kernels: for what work a kernel is, how it is laid out, and how long its parts take."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from moesim.configs.loader import Config
+from moesim.hw_models.parameters import Count, Fit, Fraction, ParameterRow
+from moesim.units import Bytes, BytesPerS, Seconds
+from moesim.workloads.matrices import DTypeName
+from moesim.workloads.operator_table import DTYPES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Range = tuple[int, int]
+
+
+class AttentionKernel(Config):
+    """One kernel; `attention_kernel` has the equations. Where it was fitted, `fit` names the calibration."""
+
+    name: str = Field(min_length=1, description="What runs.")
+    phase: Literal["prefill", "decode"] = Field(description="What it is measured for.")
+    source: str = Field(min_length=1, description="Where the values come from.")
+    fit: str | None = Field(default=None, description="Name of the calibration that set the values.")
+    cache: tuple[DTypeName, ...] = Field(description="Formats of keys and values that it reads.")
+    latent: bool = Field(default=False, description="It reads one latent key per token for all heads, or rebuilt ones.")
+    head_dim: Range = Field(default=(1, 1024), description="Least and greatest elements of a query's head.")
+    heads_per_kv_head: Range = Field(default=(1, 1024), description="Least and greatest query heads per KV head.")
+    window: Literal["any", "none", "only"] = Field(
+        default="any", description="Whether it takes queries that see a limited number of keys."
+    )
+    query_tile: Count = Field(description="Rows of a tile.")
+    key_tile: Count = Field(description="Keys of a block.")
+    packs_heads: bool = Field(description="A tile's rows are of all query heads of a KV head, rather than of one.")
+    splits_keys: bool = Field(description="It shares the keys of a sequence among multiprocessors where that pays.")
+    takes_decodes: bool = Field(
+        default=False, description="Prefill: a mixed step's decodes run as its tiles, rather than in the decode kernel."
+    )
+    scheduled_sequences: int = Field(
+        default=0, ge=0, description="Most sequences that `sequence` and `head` are spent on; 0 without a limit."
+    )
+    absorbs: bool = Field(
+        default=False, description="Latent prefill: it attends in the latent space, without rebuilding keys per head."
+    )
+    floor: Seconds = Field(
+        default=0.0, ge=0, description="Repeated measurements without a CUDA graph: the host's time per call, s."
+    )
+    launch: Seconds = Field(ge=0, description="Launches and set-up, s.")
+    launch_per_element: Seconds = Field(default=0.0, ge=0, description="More of it per element of a head, s.")
+    sequence: Seconds = Field(default=0.0, ge=0, description="More of it per sequence, s.")
+    sort: Seconds = Field(default=0.0, ge=0, description="More of it per pair of sequences, as sorting takes, s.")
+    head: Seconds = Field(default=0.0, ge=0, description="More of it per sequence and query head, s.")
+    query_passes: float = Field(default=0.0, ge=0, description="Further passes of queries and results through DRAM.")
+    key_passes: float = Field(default=0.0, ge=0, description="Further passes of keys and values through DRAM.")
+    tile: Seconds = Field(ge=0, description="Start and end of a tile, s.")
+    tile_per_element: Seconds = Field(default=0.0, ge=0, description="More of it per element of a head, s.")
+    block: Seconds = Field(default=0.0, ge=0, description="Start and end of a block of keys, s.")
+    sustained: float = Field(gt=0, le=2, description="Share of the bf16 peak (up to 2 where it multiplies in fp8).")
+    softmax_flops: float = Field(default=0.0, ge=0, description="FLOPs that a pair's exponential takes as long as.")
+    whole_waves: float = Field(default=1.0, ge=0, le=1, description="1 where a wave of few tiles takes as a full one.")
+    dram_sustained: Fraction = Field(description="Share of the DRAM bandwidth.")
+    overlap: float = Field(default=8.0, ge=1, description="Exponent p of (compute^p + memory^p)^(1/p); 1 is a sum.")
+    kept: Bytes | None = Field(default=None, description="Data that repeated measurements find in L2, B.")
+    kept_bandwidth: BytesPerS = Field(default=1e13, gt=0, description="Rate of reading it from there, B/s.")
+    merge: Seconds = Field(default=0.0, ge=0, description="Merging the results of split keys, s.")
+
+
+class AttentionKernels(Config):
+    """Attention of prefill chunks and decode sequences: the first kernel that fits a row is used."""
+
+    kernels: tuple[AttentionKernel, ...] = Field(description="In order of preference.")
+    repeated: bool = Field(
+        default=False,
+        description="Price as in a benchmark that repeats a kernel on the same data, which L2 then keeps. In a model,"
+        " other layers' data come between.",
+    )
+
+    @model_validator(mode="after")
+    def _both_phases(self) -> "AttentionKernels":
+        missing = {"prefill", "decode"} - {kernel.phase for kernel in self.kernels if not kernel.latent}
+        if missing:
+            raise ValueError(f"kernels must hold one for {min(missing)} that is not latent")
+        return self
+
+
+def kernel_rows(section: AttentionKernels, fits: Mapping[str, Fit], prefix: str = "") -> Iterator[ParameterRow]:
+    """A line per kernel for a parameter table: its phase and name, main figures, source, error of its calibration."""
+    for kernel in section.kernels:
+        fit = fits.get(kernel.fit or "")
+        error = "" if fit is None else f"{fit.error:.1%} on {fit.rows} rows of {fit.data}"
+        value = f"{kernel.launch * 1e6:.3g} us, {kernel.sustained:.2g} of bf16, {kernel.dram_sustained:.2g} of DRAM"
+        yield ParameterRow(f"{prefix}attention.{kernel.phase}: {kernel.name}", value, kernel.source, error)
+
+
+def kernel_table(section: AttentionKernels, bf16_flops_per_s: float, dram_bytes_per_s: float) -> "NDArray[np.float64]":
+    """float64[kernel, column]: the kernels as `attention_kernel` takes them."""
+    import numpy as np
+
+    rows = [
+        kernel_row(kernel, bf16_flops_per_s, dram_bytes_per_s, repeated=section.repeated) for kernel in section.kernels
+    ]
+    return np.array(rows)
+
+
+def kernel_row(
+    kernel: AttentionKernel, bf16_flops_per_s: float, dram_bytes_per_s: float, *, repeated: bool
+) -> list[float]:
+    """One kernel as `attention_kernel` takes it."""
+    from moesim.hw_models import attention_kernel as columns
+
+    windows = {"any": columns.ANY_WINDOW, "none": columns.NO_WINDOW, "only": columns.ONLY_WINDOW}
+    values: dict[int, Any] = {
+        columns.PHASE: columns.PREFILL if kernel.phase == "prefill" else columns.DECODE,
+        columns.LATENT: kernel.latent,
+        columns.HEAD_DIM_LOW: kernel.head_dim[0],
+        columns.HEAD_DIM_HIGH: kernel.head_dim[1],
+        columns.GROUP_LOW: kernel.heads_per_kv_head[0],
+        columns.GROUP_HIGH: kernel.heads_per_kv_head[1],
+        columns.WINDOW: windows[kernel.window],
+        columns.QUERY_TILE: kernel.query_tile,
+        columns.KEY_TILE: kernel.key_tile,
+        columns.PACKS_HEADS: kernel.packs_heads,
+        columns.SPLITS_KEYS: kernel.splits_keys,
+        columns.TAKES_DECODES: kernel.takes_decodes,
+        columns.ABSORBS: kernel.absorbs,
+        columns.FLOOR_S: kernel.floor if repeated else 0.0,
+        columns.SCHEDULED_SEQUENCES: kernel.scheduled_sequences,
+        columns.LAUNCH_S: kernel.launch,
+        columns.LAUNCH_S_PER_ELEMENT: kernel.launch_per_element,
+        columns.S_PER_SEQUENCE: kernel.sequence,
+        columns.S_PER_SORTED_PAIR: kernel.sort,
+        columns.S_PER_HEAD: kernel.head,
+        columns.S_PER_QUERY_BYTE: kernel.query_passes / dram_bytes_per_s,
+        columns.S_PER_KEY_BYTE: kernel.key_passes / dram_bytes_per_s,
+        columns.TILE_S: kernel.tile,
+        columns.TILE_S_PER_ELEMENT: kernel.tile_per_element,
+        columns.BLOCK_S: kernel.block,
+        columns.S_PER_FLOP: 1 / (bf16_flops_per_s * kernel.sustained),
+        columns.SOFTMAX_FLOPS: kernel.softmax_flops,
+        columns.WHOLE_WAVES: kernel.whole_waves,
+        columns.S_PER_DRAM_BYTE: 1 / (dram_bytes_per_s * kernel.dram_sustained),
+        columns.OVERLAP: kernel.overlap,
+        columns.KEPT_BYTES: kernel.kept or 0.0 if repeated else 0.0,
+        columns.S_PER_KEPT_BYTE: 1 / kernel.kept_bandwidth,
+        columns.MERGE_S: kernel.merge,
+    }
+    return [float(values[column]) for column in range(columns.KERNEL_COLUMNS)]
+
+
+def cover_table(section: AttentionKernels) -> "NDArray[np.bool_]":
+    """bool[cache dtype, kernel]: which kernels read which cache formats."""
+    import numpy as np
+
+    return np.array([[name in kernel.cache for kernel in section.kernels] for name in DTYPES])

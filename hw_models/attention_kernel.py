@@ -1,0 +1,429 @@
+"""The compiled price of attention on a GPU. Import it lazily: it pulls in numba.
+
+An attention kernel cuts the queries of each sequence and head into tiles of rows. A tile walks along its keys in
+blocks; tiles share the multiprocessors in waves.
+
+Each jitted function calls jitted functions of this module only, so that numba's cache never goes stale.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Bounds as constants of this module; a test holds them against processor.BOUNDS.
+COMPUTE, MEMORY, LATENCY = range(3)
+PREFILL, DECODE = range(2)
+
+# Columns of the table of kernels: for what rows one is (phase to window), how it is laid out, and fitted values.
+(
+    PHASE,
+    LATENT,
+    HEAD_DIM_LOW,
+    HEAD_DIM_HIGH,
+    GROUP_LOW,
+    GROUP_HIGH,
+    WINDOW,
+    QUERY_TILE,
+    KEY_TILE,
+    PACKS_HEADS,
+    SPLITS_KEYS,
+    TAKES_DECODES,
+    ABSORBS,
+    SCHEDULED_SEQUENCES,
+    FLOOR_S,
+    LAUNCH_S,
+    LAUNCH_S_PER_ELEMENT,
+    S_PER_SEQUENCE,
+    S_PER_SORTED_PAIR,
+    S_PER_HEAD,
+    S_PER_QUERY_BYTE,
+    S_PER_KEY_BYTE,
+    TILE_S,
+    TILE_S_PER_ELEMENT,
+    BLOCK_S,
+    S_PER_FLOP,
+    SOFTMAX_FLOPS,
+    WHOLE_WAVES,
+    S_PER_DRAM_BYTE,
+    OVERLAP,
+    KEPT_BYTES,
+    S_PER_KEPT_BYTE,
+    MERGE_S,
+    KERNEL_COLUMNS,
+) = range(34)
+
+RESIDUAL_FEATURES = 12
+ANY_WINDOW, NO_WINDOW, ONLY_WINDOW = range(3)
+_FLOPS_PER_ELEMENT = 4.0  # of a head, for a pair: a product and a sum, for scores and for values
+_SORTED_SEQUENCES = 512.0  # a sort of sequences takes no longer beyond
+_SPLIT_IMBALANCE = 1.1  # FlashAttention's scheduler plans for splits of unequal length
+
+
+class Columns(NamedTuple):
+    """The columns of an operator table that decide prices of attention; see `OperatorTable`."""
+
+    form: NDArray[np.int8]
+    weight_dtype: NDArray[np.int8]
+    m: Ints
+    n: Ints
+    k: Ints
+    groups: Ints
+    flops: Floats
+    weight_bytes_read: Floats
+    read_bytes: Floats
+    write_bytes: Floats
+    decode_m: Ints
+    decode_flops: Floats
+    decode_read_bytes: Floats
+    window: Ints
+    prefill_pair_flops: Floats
+    decode_pair_flops: Floats
+    prefill_sequences: Ints
+    longest_prefill: Ints
+    longest_decode: Ints
+
+
+class Work(NamedTuple):
+    """The prefill or the decode part of a row: sums over its sequences, and what a head is."""
+
+    sequences: float
+    tokens: float
+    pairs: float  # of a query and a key it sees
+    longest: float  # most keys that the last query of a sequence sees, were there no window
+    window: float  # most keys that any query sees; inf without a limit
+    heads: float
+    kv_heads: float
+    pair_flops: float  # per head
+    query_bytes: float  # queries read and results written
+    key_bytes: float
+
+
+class Tiles(NamedTuple):
+    """How a part is cut: tiles, blocks of keys of a mean tile, and of the longest one."""
+
+    number: float
+    blocks: float
+    longest_blocks: float
+
+
+@njit(cache=True)
+def kernel_of(
+    kernels: Floats,
+    covers: NDArray[np.bool_],
+    phase: int,
+    latent: bool,  # noqa: FBT001  # numba takes no keywords
+    head_dim: float,
+    group: float,
+    window: bool,  # noqa: FBT001
+) -> tuple[int, bool]:
+    """The first kernel for such rows, else the first of the phase that takes latent rows or does not; and if it fits.
+
+    Args:
+        kernels: float64[kernel, KERNEL_COLUMNS], in order of preference.
+        covers: bool[kernel], whether it reads the row's cache format.
+        phase: PREFILL or DECODE.
+        latent: whether all heads share one latent key.
+        head_dim: elements of a query's head.
+        group: query heads per KV head.
+        window: whether queries see a limited number of keys.
+    """
+    best, best_score = -1, -1
+    for index in range(len(kernels)):
+        kernel = kernels[index]
+        if kernel[PHASE] != phase:
+            continue
+        fits = kernel[HEAD_DIM_LOW] <= head_dim <= kernel[HEAD_DIM_HIGH] and (
+            kernel[GROUP_LOW] <= group <= kernel[GROUP_HIGH]
+        )
+        wanted = ONLY_WINDOW if window else NO_WINDOW
+        fits = fits and (kernel[WINDOW] == ANY_WINDOW or kernel[WINDOW] == wanted)
+        score = 4 * (kernel[LATENT] == latent) + 2 * covers[index] + fits
+        if score > best_score:
+            best, best_score = index, score
+    return best, best_score == 7  # noqa: PLR2004  # all of it
+
+
+@njit(cache=True)
+def row_s(
+    prefill: Work,
+    decode: Work,
+    prefill_kernel: Floats,
+    decode_kernel: Floats,
+    multiprocessors: float,
+) -> tuple[float, int]:
+    """Time and bound of a row. Kernels that take decodes beside prefill cut both into tiles of one launch.
+
+    Others run one kernel after the other. A launch of both never ends before decode alone would, with the products of
+    prefill on top.
+    """
+    if prefill.tokens <= 0.0:
+        return part_s(decode, decode_kernel, multiprocessors)
+    prefill_s, bound = part_s(prefill, prefill_kernel, multiprocessors)
+    if decode.tokens <= 0.0:
+        return prefill_s, bound
+    decode_s, _ = part_s(decode, decode_kernel, multiprocessors)
+    if prefill_kernel[TAKES_DECODES] == 0.0:
+        return prefill_s + decode_s, bound
+    both_s, bound = _launch_s(prefill, decode, prefill_kernel, multiprocessors)
+    computing_s = prefill.pairs * prefill.heads * prefill.pair_flops * prefill_kernel[S_PER_FLOP]
+    return max(both_s, prefill_s, decode_s + computing_s), bound
+
+
+@njit(cache=True)
+def part_s(work: Work, kernel: Floats, multiprocessors: float) -> tuple[float, int]:
+    """Time and bound of prefill alone or of decode alone."""
+    none = Work(0.0, 0.0, 0.0, 0.0, np.inf, work.heads, work.kv_heads, work.pair_flops, 0.0, 0.0)
+    return _launch_s(work, none, kernel, multiprocessors)
+
+
+@njit(cache=True)
+def _launch_s(first: Work, second: Work, kernel: Floats, multiprocessors: float) -> tuple[float, int]:
+    """One launch over both parts: set-up, then tiles while bytes move; `overlap` says how well the two overlap."""
+    body_s = _tiles_s(first, second, kernel, multiprocessors)
+    query_bytes, key_bytes = first.query_bytes + second.query_bytes, first.key_bytes + second.key_bytes
+    memory_s = _dram_s(query_bytes + key_bytes, kernel)
+    sequences = first.sequences + second.sequences
+    latency_s = kernel[LAUNCH_S] + kernel[LAUNCH_S_PER_ELEMENT] * first.pair_flops / _FLOPS_PER_ELEMENT
+    if kernel[SCHEDULED_SEQUENCES] == 0.0 or sequences <= kernel[SCHEDULED_SEQUENCES]:
+        latency_s += sequences * (kernel[S_PER_SEQUENCE] + kernel[S_PER_HEAD] * first.heads)
+    latency_s += kernel[S_PER_SORTED_PAIR] * min(sequences, _SORTED_SEQUENCES) ** 2
+    moved_s = kernel[S_PER_QUERY_BYTE] * query_bytes + kernel[S_PER_KEY_BYTE] * first.key_bytes
+    slower_s = max(body_s, memory_s, 1e-30)
+    power = kernel[OVERLAP]
+    together_s = slower_s * ((body_s / slower_s) ** power + (memory_s / slower_s) ** power) ** (1.0 / power)
+    time_s = max(latency_s + moved_s + together_s, kernel[FLOOR_S])
+    latency_s = max(latency_s, kernel[FLOOR_S])
+    if latency_s >= time_s / 2:
+        return time_s, LATENCY
+    # Without the rows that pad a tile: a tile of one decoded token waits for keys, however busy it looks.
+    products = first.pairs * first.heads * first.pair_flops + second.pairs * second.heads * second.pair_flops
+    return time_s, COMPUTE if products * kernel[S_PER_FLOP] >= memory_s else MEMORY
+
+
+@njit(cache=True)
+def _dram_s(nbytes: float, kernel: Floats) -> float:
+    """Reads of a cache that a repeated measurement finds in L2 (`KEPT_BYTES` is 0 elsewhere), others from DRAM."""
+    kept = kernel[KEPT_BYTES]
+    hit = nbytes if nbytes <= kept else 0.0
+    if 0.0 < kept < nbytes < 2.0 * kept:
+        hit = nbytes * (2.0 * kept - nbytes) / kept
+    seconds: float = hit * kernel[S_PER_KEPT_BYTE] + (nbytes - hit) * kernel[S_PER_DRAM_BYTE]
+    return seconds
+
+
+@njit(cache=True)
+def _tiles_s(first: Work, second: Work, kernel: Floats, multiprocessors: float) -> float:
+    """Waves of the tiles of both parts; a kernel that splits keys does so where it pays."""
+    tile_s = kernel[TILE_S] + kernel[TILE_S_PER_ELEMENT] * first.pair_flops / _FLOPS_PER_ELEMENT
+    block_pairs = kernel[QUERY_TILE] * kernel[KEY_TILE]
+    s_per_pair = kernel[S_PER_FLOP] * multiprocessors
+    count, total_s, longest_s, blocks_s, least_s = 0.0, 0.0, 0.0, 0.0, 0.0
+    for work in (first, second):
+        if work.tokens <= 0.0:
+            continue
+        block_s = kernel[BLOCK_S] + block_pairs * (work.pair_flops + kernel[SOFTMAX_FLOPS]) * s_per_pair
+        tiles = _tiles(work, kernel)
+        count += tiles.number
+        blocks_s += tiles.number * tiles.blocks * block_s
+        total_s += tiles.number * (tile_s + tiles.blocks * block_s)
+        longest_s = max(longest_s, tile_s + tiles.longest_blocks * block_s)
+        least_s = max(least_s, block_s)
+    waves = count / multiprocessors
+    waves += kernel[WHOLE_WAVES] * (np.ceil(waves) - waves)
+    whole_s: float = max(longest_s, waves * total_s / count)
+    if kernel[SPLITS_KEYS] == 0.0:
+        return whole_s
+    split_s: float = waves * tile_s + max(least_s, _SPLIT_IMBALANCE * blocks_s / multiprocessors) + kernel[MERGE_S]
+    return min(whole_s, split_s)
+
+
+@njit(cache=True)
+def _tiles(work: Work, kernel: Floats) -> Tiles:
+    """Tiles of `work.sequences` equal sequences, and the blocks of keys they walk along.
+
+    A tile's rows see keys up to their own position, and from their own window's start: beyond the pairs that count,
+    a tile computes half its queries' width at the end, and as much at the start where windows cut keys off. Blocks that
+    tiles do not end on add half a block at either end.
+    """
+    queries = work.tokens / work.sequences
+    group = work.heads / work.kv_heads if kernel[PACKS_HEADS] > 0.0 else 1.0
+    heads = work.kv_heads if kernel[PACKS_HEADS] > 0.0 else work.heads
+    row_tiles = np.ceil(queries * group / kernel[QUERY_TILE] - 1e-9)
+    width = min(queries, max(1.0, kernel[QUERY_TILE] / group))
+    key_tile = kernel[KEY_TILE]
+    mean_keys = work.pairs / work.tokens
+    cut = min(1.0, max(0.0, (work.longest - work.window) / queries))
+    if queries <= 1.0:
+        cut = 1.0 if mean_keys >= work.window else 0.0
+    longest = min(work.longest, work.window + width - 1.0)
+    if row_tiles <= 1.0:
+        keys = mean_keys + (width - 1.0) / 2 * (1.0 + cut)
+        blocks = max(1.0, (keys - 1.0) / key_tile + 1.0 if cut > 0.0 else np.ceil(keys / key_tile - 1e-9))
+    else:
+        keys = mean_keys + (width - 1.0) / 2 * (1.0 + cut)
+        blocks = max(1.0, keys / key_tile + max(0.0, 1.0 - width / key_tile) / 2 + cut / 2)
+    return Tiles(work.sequences * heads * row_tiles, blocks, max(blocks, longest / key_tile))
+
+
+@njit(cache=True)
+def works_of(columns: Columns, row: int, element_bytes: float) -> tuple[Work, Work, bool]:
+    """The prefill part and the decode part of a row, and whether all heads share one latent key.
+
+    Queries are read and results of the same size written; what else is read are keys and values. Latent attention
+    stores fewer elements per token than one KV head of its queries' width would; its prefill rebuilds keys per head
+    unless its queries are wider than what is stored (the absorbed form).
+    """
+    n, stored, heads = float(columns.n[row]), float(columns.k[row]), float(columns.groups[row])
+    latent = stored * heads < 2.0 * n - 0.5
+    kv_heads = 1.0 if latent else max(1.0, np.round(stored * heads / (2.0 * max(n, 1.0))))
+    rebuilt = latent and n <= stored * heads
+    window = float(columns.window[row]) if columns.window[row] > 0 else np.inf
+    decode_tokens = float(columns.decode_m[row])
+    keys = columns.decode_flops[row] / max(columns.decode_pair_flops[row], 1.0)
+    key_bytes = min(keys * stored * element_bytes, columns.decode_read_bytes[row])
+    result_bytes = columns.decode_read_bytes[row] - key_bytes
+    decode = Work(
+        decode_tokens,
+        decode_tokens,
+        keys,
+        max(float(columns.longest_decode[row]), keys / max(decode_tokens, 1.0)),
+        window,
+        heads,
+        kv_heads,
+        columns.decode_pair_flops[row] / heads,
+        2.0 * result_bytes,
+        key_bytes,
+    )
+    tokens = float(columns.m[row]) - decode_tokens
+    sequences = min(tokens, max(1.0, float(columns.prefill_sequences[row])))
+    pairs = (columns.flops[row] - columns.decode_flops[row]) / max(columns.prefill_pair_flops[row], 1.0)
+    written_bytes = max(0.0, columns.write_bytes[row] - result_bytes)
+    read_bytes = columns.read_bytes[row] - columns.decode_read_bytes[row] + columns.weight_bytes_read[row]
+    prefill = Work(
+        sequences,
+        tokens,
+        pairs,
+        max(float(columns.longest_prefill[row]), pairs / max(tokens, 1.0)),
+        window,
+        heads,
+        heads if rebuilt else kv_heads,
+        columns.prefill_pair_flops[row] / heads,
+        min(2.0 * written_bytes, read_bytes + written_bytes),
+        max(0.0, read_bytes - written_bytes),
+    )
+    return prefill, decode, latent
+
+
+@njit(cache=True)
+def _recurrence_s(columns: Columns, row: int, kernel: Floats) -> tuple[float, int]:
+    """A recurrence over a state, which has no pairs of queries and keys: priced by FLOPs and bytes alone."""
+    nbytes = columns.read_bytes[row] + columns.write_bytes[row] + columns.weight_bytes_read[row]
+    compute_s, memory_s = columns.flops[row] * kernel[S_PER_FLOP], nbytes * kernel[S_PER_DRAM_BYTE]
+    body_s = max(compute_s, memory_s)
+    if kernel[LAUNCH_S] >= body_s:
+        return kernel[LAUNCH_S] + body_s, LATENCY
+    return kernel[LAUNCH_S] + body_s, COMPUTE if compute_s >= memory_s else MEMORY
+
+
+@njit(cache=True)
+def _absorbed(prefill: Work, decode: Work) -> Work:
+    """Prefill as a kernel runs it that attends in the latent space, where the operator rebuilds keys per head."""
+    return Work(
+        prefill.sequences,
+        prefill.tokens,
+        prefill.pairs,
+        prefill.longest,
+        prefill.window,
+        prefill.heads,
+        decode.kv_heads,
+        decode.pair_flops,
+        prefill.query_bytes * decode.pair_flops / max(prefill.pair_flops, 1.0),
+        prefill.key_bytes / prefill.heads,
+    )
+
+
+@njit(cache=True)
+def price_rows(
+    columns: Columns,
+    rows: Ints,
+    kernels: Floats,
+    covers: NDArray[np.bool_],
+    element_bytes: Floats,
+    multiprocessors: float,
+    outputs: tuple[Floats, NDArray[np.int8], NDArray[np.bool_]],
+) -> None:
+    """Write time, bound and whether a kernel was measured for such work into `outputs`, for the given rows.
+
+    Args:
+        columns: the table's.
+        rows: the rows to price.
+        kernels: float64[kernel, KERNEL_COLUMNS].
+        covers: bool[cache dtype, kernel].
+        element_bytes: float64[cache dtype].
+        multiprocessors: of the GPU.
+        outputs: float64[row] times in seconds, int8[row] bounds, and bool[row], which is set where no kernel fits.
+    """
+    time_s, bound, extrapolated = outputs
+    for row in rows:
+        if columns.m[row] <= 0:
+            continue
+        dtype = columns.weight_dtype[row]
+        prefill, decode, latent = works_of(columns, row, element_bytes[dtype])
+        head_dim = columns.n[row] / columns.groups[row]
+        group = prefill.heads / decode.kv_heads
+        windowed = prefill.window < np.inf
+        first, fits = kernel_of(kernels, covers[dtype], PREFILL, latent, head_dim, group, windowed)
+        second, fits_decode = kernel_of(kernels, covers[dtype], DECODE, latent, head_dim, group, windowed)
+        if latent and kernels[first][ABSORBS] > 0.0:
+            prefill = _absorbed(prefill, decode)
+        if prefill.pair_flops + decode.pair_flops <= 0.0:
+            price = _recurrence_s(columns, row, kernels[first if prefill.tokens > 0.0 else second])
+            time_s[row], bound[row] = price
+            extrapolated[row] = True
+            continue
+        price = row_s(prefill, decode, kernels[first], kernels[second], multiprocessors)
+        time_s[row], bound[row] = price
+        measured = (fits or prefill.tokens <= 0.0) and (fits_decode or decode.tokens <= 0.0)
+        extrapolated[row] = extrapolated[row] or not measured
+
+
+@njit(cache=True)
+def residual_features(columns: Columns, rows: Ints, element_bytes: Floats, time_s: Floats) -> Floats:
+    """What a learned correction may look at: float64[row, RESIDUAL_FEATURES], all computable while pricing.
+
+    Base-2 logarithms of time, sequences, tokens per sequence, longest sequence, heads, KV heads, heads per KV head,
+    pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one). Of rows that
+    only prefill or only decode; no kernel was measured on enough mixes to learn from.
+
+    Args:
+        columns: the table's.
+        rows: the rows.
+        element_bytes: float64[cache dtype].
+        time_s: float64[row], times by physics of all rows of the table.
+    """
+    features = np.zeros((len(rows), RESIDUAL_FEATURES))
+    for index, row in enumerate(rows):
+        prefill, decode, _ = works_of(columns, row, element_bytes[columns.weight_dtype[row]])
+        work = prefill if prefill.tokens > 0.0 else decode
+        quantities = (
+            time_s[row],
+            work.sequences,
+            work.tokens / max(work.sequences, 1.0),
+            work.longest,
+            work.heads,
+            work.kv_heads,
+            work.heads / work.kv_heads,
+            work.pairs,
+            work.query_bytes + work.key_bytes,
+            work.sequences * work.kv_heads,
+        )
+        for column, quantity in enumerate(quantities):
+            features[index, column] = np.log2(max(quantity, 1e-9))
+        features[index, len(quantities)] = work.pair_flops / _FLOPS_PER_ELEMENT
+        features[index, len(quantities) + 1] = float(columns.window[row])
+    return features

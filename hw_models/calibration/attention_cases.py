@@ -1,0 +1,186 @@
+"""Which attention kernels were measured on what, and how each is laid out.
+
+Layouts are those of the kernels' sources where these say so (FlashAttention packs the query heads of a KV head, and its
+version 2 neither packs nor splits with a window or without grouped heads), and otherwise those that fit best.
+These were chosen on all rows, so that errors on heads left out do not include the choice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.hw_models.attention_config import AttentionKernel
+from moesim.hw_models.calibration.attention_fit import DECODE_SPACE, PREFILL_SPACE, US
+from moesim.hw_models.calibration.fit import Free
+from moesim.hw_models.calibration.measured import Measured
+from moesim.workloads.operator_table import OperatorTable
+
+FOLDERS = {
+    "a100-sxm": "a100_sxm",
+    "h100-sxm": "h100_sxm",
+    "h200-sxm": "h200_sxm",
+    "rtx-pro-6000": "rtx_pro_6000_server",
+}
+"""Folders of the aiconfigurator data set by device."""
+_VERSIONS = {"vllm": "0.24.0", "sglang": "0.5.14", "trtllm": "1.3.0rc20"}
+_LATENT_VERSIONS = {"vllm": "0.14.0", "sglang": "0.5.10", "trtllm": "1.3.0rc20"}
+_BF16, _FP8 = ("bf16", "fp16"), ("fp8",)
+_PREFILL: dict[str, Any] = {"phase": "prefill", "query_tile": 64, "key_tile": 64}
+_DECODE: dict[str, Any] = {"phase": "decode", "query_tile": 64, "key_tile": 64}
+_PACKED = {"packs_heads": True, "splits_keys": True}
+_WHOLE = {"packs_heads": True, "splits_keys": False}
+_SINGLE = {"packs_heads": False, "splits_keys": False}
+_SINGLE_SPLIT = {"packs_heads": False, "splits_keys": True}
+_START: dict[str, Any] = {"launch": US, "tile": US, "sustained": 0.5, "dram_sustained": 0.9}
+_FA4_SEQUENCES = 992
+"""Sequences up to which FlashAttention's scheduler kernel plans splits (31 per warp, 32 warps)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measured kernel: its layout, which rows are its own, and what is fitted beside the usual."""
+
+    kernel: AttentionKernel
+    measured_as: str = ""  # part of the data's kernel names
+    activations: str | None = None  # format of queries; None for any
+    extra: tuple[tuple[str, Free], ...] = ()
+    without: tuple[str, ...] = ("sort",)
+
+    def space(self) -> dict[str, Free]:
+        """What is fitted."""
+        space = dict(PREFILL_SPACE if self.kernel.phase == "prefill" else DECODE_SPACE) | dict(self.extra)
+        if "fp8" in self.kernel.cache:
+            start = space["sustained"]
+            space["sustained"] = Free(start.start, start.low, 2.0)
+        unused = (*self.without, *(() if self.kernel.splits_keys else ("merge",)))
+        return {name: free for name, free in space.items() if name not in unused}
+
+    def rows_of(self, measured: Measured[OperatorTable]) -> NDArray[np.int64]:
+        """The rows that ran on this kernel."""
+        kernel, labels = self.kernel, measured.labels
+        cache = "fp8" if "fp8" in kernel.cache else "bf16"
+        own = (labels["cache"] == cache) & (np.char.find(labels["kernel"], self.measured_as) >= 0)
+        if self.activations is not None:
+            own &= labels["activations"] == self.activations
+        if kernel.latent:
+            return np.flatnonzero(own)
+        group = labels["heads"] / np.maximum(labels["kv_heads"], 1)
+        limited = labels["window"] > 0
+        own &= (labels["head_dim"] >= kernel.head_dim[0]) & (labels["head_dim"] <= kernel.head_dim[1])
+        own &= (group >= kernel.heads_per_kv_head[0]) & (group <= kernel.heads_per_kv_head[1])
+        own &= {"any": True, "none": ~limited, "only": limited}[kernel.window]
+        return np.flatnonzero(own)
+
+
+def _case(name: str, cache: tuple[str, ...], layout: dict[str, Any], **others: Any) -> Case:
+    given = _START | layout | others
+    own = {key: given.pop(key) for key in ("measured_as", "activations", "extra", "without") if key in given}
+    kernel = AttentionKernel(name=name, source="fitted", cache=cache, **given)
+    return Case(kernel, **own)
+
+
+def cases(device: str, framework: str) -> list[Case]:
+    """The kernels measured on a device with a framework, in order of preference; empty where there are none."""
+    if framework == "vllm" and device == "a100-sxm":
+        return list(_flash_attention_2("vllm_flash_attn"))
+    if framework == "vllm" and device == "rtx-pro-6000":
+        return [*_flash_attention_2("vllm_flash_attn_fa2"), *_flash_infer()]
+    if framework == "vllm" and device in FOLDERS:
+        return [*_flash_attention_3("vllm_flash_attn_fa3"), *_flash_attention_4(), *_latent(device, framework)]
+    if device != "h200-sxm":
+        return []
+    if framework == "sglang":
+        return [*_triton(), *_flash_attention_3("fa3"), *_latent(device, framework)]
+    return [*_trtllm(), *_latent(device, framework)] if framework == "trtllm" else []
+
+
+def _flash_attention_3(measured_as: str) -> Iterator[Case]:
+    wide = {"head_dim": (1, 256), "measured_as": measured_as}
+    together = measured_as.startswith("vllm")  # vLLM runs a mixed step as one call; SGLang does not mix
+    for cache in (_BF16, _FP8):
+        name = f"FlashAttention-3, {cache[0]} cache"
+        prefill = _PREFILL | _PACKED | {"query_tile": 128, "takes_decodes": together}
+        yield _case(name, cache, prefill, **wide, without=("sort", "merge"), merge=2 * US)
+        yield _case(name, cache, _DECODE | _PACKED, **wide, without=())
+
+
+def _flash_attention_4() -> Iterator[Case]:
+    wide = {"head_dim": (257, 512), "measured_as": "vllm_flash_attn_fa4"}
+    name = "FlashAttention-4, bf16 cache"
+    yield _case(name, _BF16, _PREFILL | _SINGLE | {"takes_decodes": True}, **wide)
+    sequence = (("sequence", Free(0.1 * US, 1e-3 * US, 20 * US)),)
+    limited = {"query_tile": 16, "scheduled_sequences": _FA4_SEQUENCES}
+    yield _case(name, _BF16, _DECODE | _PACKED | limited, **wide, extra=sequence)
+
+
+def _flash_attention_2(measured_as: str) -> Iterator[Case]:
+    name = "FlashAttention-2, bf16 cache"
+    yield _case(name, _BF16, _PREFILL | _SINGLE | {"takes_decodes": True}, measured_as=measured_as)
+    grouped = {"heads_per_kv_head": (2, 1024), "window": "none"}
+    yield _case(f"{name}, grouped heads", _BF16, _DECODE | _PACKED | grouped, measured_as=measured_as)
+    single = _DECODE | _SINGLE | {"query_tile": 16}
+    yield _case(f"{name}, single heads", _BF16, single | {"heads_per_kv_head": (1, 1)}, measured_as=measured_as)
+    windows = single | {"heads_per_kv_head": (2, 1024), "window": "only"}
+    if measured_as.endswith("fa2"):
+        yield _case(f"{name}, windows", _BF16, windows, measured_as=measured_as)
+
+
+def _flash_infer() -> Iterator[Case]:
+    triton = {"head_dim": (129, 192), "measured_as": "vllm_triton_attn"}
+    yield _case("Triton, fp8 cache", _FP8, _PREFILL | _WHOLE | {"takes_decodes": True}, **triton)
+    yield _case("Triton, fp8 cache", _FP8, _DECODE | _WHOLE | {"query_tile": 16}, **triton)
+    flash = {"head_dim": (1, 256), "measured_as": "vllm_flashinfer"}
+    yield _case("FlashInfer, fp8 cache", _FP8, _PREFILL | _WHOLE | {"query_tile": 128}, **flash)
+    yield _case("FlashInfer, fp8 cache", _FP8, _DECODE | _PACKED, **flash)
+
+
+def _triton() -> Iterator[Case]:
+    for limits in ({"head_dim": (193, 256), "window": "only"}, {"head_dim": (257, 512)}):
+        text = "windows" if "window" in limits else "wide heads"
+        for cache in (_BF16, _FP8):
+            name = f"Triton, {cache[0]} cache, {text}"
+            queries = {"measured_as": "triton", "activations": cache[0]}
+            yield _case(name, cache, _PREFILL | _SINGLE | limits, **queries)
+            yield _case(name, cache, _DECODE | _WHOLE | {"query_tile": 16} | limits, measured_as="triton")
+
+
+def _trtllm() -> Iterator[Case]:
+    for cache in (_BF16, _FP8):
+        yield _case(f"Fused attention, {cache[0]} cache", cache, _PREFILL | _SINGLE, activations=cache[0])
+        grouped = _PACKED | {"heads_per_kv_head": (2, 32), "query_tile": 64 if cache is _BF16 else 16}
+        yield _case(f"XQA, {cache[0]} cache", cache, _DECODE | grouped)
+        name = f"Masked multi-head attention, {cache[0]} cache"
+        single = _DECODE | _SINGLE_SPLIT | {"query_tile": 16}
+        yield _case(f"{name}, single heads", cache, single | {"heads_per_kv_head": (1, 1)})
+        yield _case(f"{name}, wide groups", cache, single | {"heads_per_kv_head": (33, 1024)})
+
+
+def _latent(device: str, framework: str) -> Iterator[Case]:
+    """Latent attention, measured on the H200 only; vLLM's without CUDA graphs."""
+    if device != "h200-sxm":
+        return
+    floor = (("floor", Free(130 * US, 80 * US, 300 * US)),) if framework == "vllm" else ()
+    # A launch hidden behind the host's time cannot be fitted.
+    fixed: dict[str, Any] = {"without": ("sort", "launch", "launch_per_element"), "launch": 10 * US} if floor else {}
+    absorbs = framework == "sglang"
+    for cache in (_BF16, _FP8):
+        name = f"Latent attention of {framework}, {cache[0]} cache"
+        prefill = _PREFILL | (_WHOLE if absorbs else _SINGLE) | {"query_tile": 128, "latent": True, "absorbs": absorbs}
+        yield _case(name, cache, prefill | fixed, extra=floor)
+        tiles = {"key_tile": 128 if framework == "trtllm" else 64, "latent": True}
+        yield _case(name, cache, _DECODE | _PACKED | tiles | fixed, extra=floor)
+
+
+def data_file(data: Path, device: str, framework: str, case: Case) -> Path:
+    """The file that holds a case's rows."""
+    kind = "mla" if case.kernel.latent else "attention"
+    version = (_LATENT_VERSIONS if case.kernel.latent else _VERSIONS)[framework]
+    if device == "a100-sxm":
+        version = "0.14.0"
+    phase = "context" if case.kernel.phase == "prefill" else "generation"
+    folder = data / "kernels/aiconfigurator" / FOLDERS[device] / kind / framework / version
+    return folder / f"{phase}_{kind}_perf.parquet"
