@@ -393,6 +393,23 @@ def price_rows(
 
 
 @njit(cache=True)
+def kernels_of_rows(
+    columns: Columns, rows: Ints, kernels: Floats, covers: NDArray[np.bool_], element_bytes: Floats
+) -> NDArray[np.int64]:
+    """int64[row, 2]: kernels that price the prefill and the decode part of the given rows (see `price_rows`)."""
+    chosen = np.zeros((len(rows), 2), np.int64)
+    for index, row in enumerate(rows):
+        dtype = columns.weight_dtype[row]
+        prefill, decode, latent = works_of(columns, row, element_bytes[dtype])
+        head_dim = columns.n[row] / columns.groups[row]
+        windowed = prefill.window < np.inf
+        for part, phase in enumerate((PREFILL, DECODE)):
+            group = prefill.heads / decode.kv_heads
+            chosen[index, part], _ = kernel_of(kernels, covers[dtype], phase, latent, head_dim, group, windowed)
+    return chosen
+
+
+@njit(cache=True)
 def residual_features(columns: Columns, rows: Ints, element_bytes: Floats, time_s: Floats) -> Floats:
     """What a learned correction may look at: float64[row, RESIDUAL_FEATURES], all computable while pricing.
 

@@ -12,7 +12,7 @@ from moesim.hw_models.gpu_products import Format, GroupedGemm, ProductKernels, T
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
 from moesim.hw_models.residual import FOLDER, Trees, fingerprint, joined, load_residual
-from moesim.hw_models.stated_errors import PLANES, product_errors, product_rows
+from moesim.hw_models.stated_errors import PLANES, attention_errors, attention_rows, product_errors, product_rows
 from moesim.units import BytesPerS, JoulesPerByte, Seconds, Watts
 from moesim.workloads.matrices import DTypeName
 from moesim.workloads.operator_table import ATTENTION, DTYPES, FORMS, OperatorTable
@@ -113,6 +113,7 @@ class GPU:
         models = self._matching_models()
         self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), len(DTYPES)))
         self._product_errors = product_errors(config.fits, models)
+        self._attention_errors = attention_errors(config)
 
     @property
     def active_w(self) -> float:
@@ -144,8 +145,21 @@ class GPU:
         return cost
 
     def stated_errors(self, operators: OperatorTable) -> NDArray[np.float64]:
-        """Mean error on unseen shapes that calibrations state of each row's price (see `Processor.stated_errors`)."""
-        return product_rows(self._product_errors, operators)
+        """Error that calibrations state of each row's price (see `Processor.stated_errors`).
+
+        Of an attention row of both phases, or without tokens, the greater error of the two kernels.
+        """
+        from moesim.hw_models.attention_kernel import kernels_of_rows
+
+        errors = product_rows(self._product_errors, operators)
+        rows = np.flatnonzero(operators.form == ATTENTION)
+        if len(rows):
+            columns = self._attention_columns(*self._attention_columns_of(operators))
+            kernels = kernels_of_rows(columns, rows, *self._attention[:3])
+            decodes = operators.decode_m[rows]
+            prefills = operators.m[rows] - decodes
+            errors[rows] = attention_rows(self._attention_errors[kernels], prefills, decodes)
+        return errors
 
     def residual_features(self, operators: OperatorTable) -> NDArray[np.float64]:
         """float64[row, feature]: what residuals look at, beside the prices of this processor, which must have none."""

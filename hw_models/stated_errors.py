@@ -1,7 +1,8 @@
 """What the calibrations of a GPU say about the error of its prices, row by row.
 
 Products and experts: the error of the fit, or of the learned residual where one applies, on shapes that neither saw.
-Elementwise operators have no error: the fit of products that gives them latency and bandwidth measured none.
+Attention: that of the kernel's fit on heads left out. Elementwise operators have no error: the fit of products that
+gives them latency and bandwidth measured none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from moesim.hw_models.residual import Trees
 from moesim.workloads.operator_table import DTYPES, GEMM, GROUPED_GEMM, OperatorTable
 
 if TYPE_CHECKING:
-    from moesim.hw_models.gpu import GpuFit
+    from moesim.hw_models.gpu import GpuConfig, GpuFit
 
 PLANES = ("gemm", "experts", "ungated_experts")
 """Products that residuals tell apart: single ones, gated and ungated experts."""
@@ -47,4 +48,25 @@ def product_rows(errors: NDArray[np.float64], table: OperatorTable) -> NDArray[n
     plane = np.where(table.form == GEMM, 0, np.where(table.up_matrices < _GATED_MATRICES, 2, 1))
     is_product = (table.form == GEMM) | (table.form == GROUPED_GEMM)
     rows: NDArray[np.float64] = np.where(is_product, errors[plane, table.weight_dtype], np.nan)
+    return rows
+
+
+def attention_errors(config: "GpuConfig") -> NDArray[np.float64]:
+    """float64[kernel]: stated error of each of `attention.kernels`; NaN where it was not fitted."""
+    return np.array([config.fits[kernel.fit].error if kernel.fit else np.nan for kernel in config.attention.kernels])
+
+
+def attention_rows(
+    errors: NDArray[np.float64], prefills: NDArray[np.int64], decodes: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """float64[row]: error of the part that a row has, the greater of both if it has both or none.
+
+    Args:
+        errors: float64[row, 2], of the kernels of prefill and of decode.
+        prefills: int64[row], tokens of prefill.
+        decodes: int64[row], tokens that decode.
+    """
+    both = (prefills > 0) == (decodes > 0)
+    one = np.where(prefills > 0, errors[:, 0], errors[:, 1])
+    rows: NDArray[np.float64] = np.where(both, errors.max(axis=1), one)
     return rows

@@ -113,6 +113,17 @@ def read_table(path: Path) -> "pd.DataFrame":
     return rows
 
 
+def check_times(path: Path, rows: "pd.DataFrame") -> None:
+    """That every latency is above 0.
+
+    Raises:
+        DataError: one is not.
+    """
+    bad = np.flatnonzero(~(rows.latency.to_numpy(np.float64) > 0))
+    if len(bad):
+        raise DataError(f"{path}:{bad[0]}: latency", "must be > 0", float(rows.latency.iloc[bad[0]]))
+
+
 def _tables(
     folder: Path, operation: str, framework: str, columns: Sequence[str]
 ) -> Iterator[tuple[Path, "pd.DataFrame"]]:
@@ -123,9 +134,7 @@ def _tables(
         rows = read_table(path)
         if missing := [column for column in columns if column not in rows]:
             raise DataError(str(path), f"must have the columns {', '.join(columns)}", f"no {', '.join(missing)}")
-        bad = np.flatnonzero(~(rows.latency.to_numpy(np.float64) > 0))
-        if len(bad):
-            raise DataError(f"{path}:{bad[0]}: latency", "must be > 0", float(rows.latency.iloc[bad[0]]))
+        check_times(path, rows)
         yield path, rows
 
 

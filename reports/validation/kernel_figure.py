@@ -94,7 +94,8 @@ def _titles(kernels: Sequence[Kernels], variant: str) -> str:
 def _error_text(kernels: Sequence[Kernels], variant: str) -> str:
     predicted_s = np.concatenate([_predictions(item)[variant] for item in kernels])
     measured_s = np.concatenate([item.measured.time_s for item in kernels])
-    summary = ErrorSummary.of(predicted_s, measured_s)
+    known = np.isfinite(predicted_s)
+    summary = ErrorSummary.of(predicted_s[known], measured_s[known])
     return f"{summary.rows:,} rows\nmean |error| {summary.mean:.1%}\nmedian {summary.median:.1%}"
 
 

@@ -23,5 +23,5 @@ def read_measured_sets(path: Path) -> list[MeasuredSet]:
     sets = []
     for measured in read_measured_kernels(path):
         kernel, dtype = measured.source.kernel.rsplit(" ", 1)
-        sets.append(MeasuredSet(_OPS[kernel], dtype, measured))
+        sets.append(MeasuredSet(_OPS[kernel], measured.source.framework, dtype, measured, len(measured)))
     return sets

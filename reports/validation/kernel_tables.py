@@ -7,7 +7,10 @@ from typing import Any
 
 from moesim.reports.validation.kernels import (
     ALL,
+    PHYSICS,
     RESIDUAL,
+    ROOFLINE,
+    SEEN,
     TIMES_S,
     UNSEEN,
     VARIANTS,
@@ -18,60 +21,69 @@ from moesim.reports.validation.kernels import (
     group_rows,
 )
 
-VARIANT_COLUMNS = ("kernel", "rows", *VARIANTS, "median", "P90", "bias", "unseen shapes")
-TIME_COLUMNS = ("kernel", *(name for name in TIMES_S if name != ALL))
+VARIANT_COLUMNS = ("kernel", "rows", ROOFLINE, PHYSICS, "+ residual", "unseen")
+TIMES = tuple(name for name in TIMES_S if name != ALL)
+TIME_COLUMNS = ("kernel", "median", "P90", "bias", *(name.removesuffix(" us") for name in TIMES))
 _MISSING = "-"
+NOTES = (
+    (
+        "Mean |predicted / measured - 1| of all rows, and by measured time in us. `+ residual` is what a simulation uses;"
+        " median, P90 and bias (median of the error with its sign) are its."
+    ),
+    "The parameters saw the rows, but for those with a dagger: no calibration of the device is made of these.",
+    (
+        "unseen: mean that the fits state of shapes left out of them; with an asterisk, of a refit that left them out now,"
+        " whose errors the second table then shows."
+    ),
+)
+"""What the columns mean."""
 
 
 def variant_cells(kernels: Sequence[Kernels]) -> list[tuple[str, ...]]:
-    """A row per kernel: mean |e| of each variant; median, P90 and bias of the last; mean on unseen shapes."""
+    """Under `VARIANT_COLUMNS`: rows, mean error of each variant, and that on unseen shapes."""
     cells = []
     for item, row in zip(kernels, group_rows(kernels), strict=True):
         means = {e.variant: e.errors.mean for e in group_errors([item]) if e.time == ALL and e.shapes == item.shapes}
-        last = (row["median_abs_error"], row["p90_abs_error"])
         unseen = _percent(row["unseen_mean_abs_error"]) + ("*" if row["unseen_from"] == "refit" else "")
-        values = [*(means[variant] for variant in VARIANTS), *last]
-        cells.append((label(item), f"{row['rows']:,}", *map(_percent, values), f"{row['bias']:+.1%}", unseen))
+        cells.append((label(item), f"{row['rows']:,}", *(_percent(means[variant]) for variant in VARIANTS), unseen))
     return cells
 
 
 def time_cells(kernels: Sequence[Kernels]) -> list[tuple[str, ...]]:
-    """A row per kernel: mean |e| and rows in each range of measured time, of refits where there are any."""
+    """Under `TIME_COLUMNS`: errors of what a simulation uses, or of its refit; means by measured time."""
     cells = []
     for item in kernels:
         shapes = UNSEEN if item.unseen_s else item.shapes
         found = {e.time: e.errors for e in group_errors([item]) if e.variant == RESIDUAL and e.shapes == shapes}
-        texts = [
-            f"{found[time].mean:.1%} ({found[time].rows:,})" if time in found else _MISSING for time in TIME_COLUMNS[1:]
-        ]
-        cells.append((label(item), *texts))
+        whole = found[ALL]
+        means = (_percent(found[time].mean) if time in found else _MISSING for time in TIMES)
+        cells.append((label(item), _percent(whole.median), _percent(whole.p90), f"{whole.bias:+.1%}", *means))
     return cells
 
 
 def label(item: Kernels) -> str:
-    """Name of a kernel in tables."""
-    mark = "" if item.shapes == "seen" else " †"
-    return f"{item.op} {item.framework} {item.version} {item.model}{mark}"
+    """Name of a kernel in the tables of one operator."""
+    name = item.model if item.framework == item.model else f"{item.framework} {item.model}"
+    return name if item.shapes == SEEN else f"{name} †"
+
+
+def sections(kernels: Sequence[Kernels]) -> list[tuple[str, list[Kernels]]]:
+    """Title and kernels of each GPU and operator, in the order in which they come."""
+    found: dict[tuple[str, str], list[Kernels]] = {}
+    for item in kernels:
+        found.setdefault((item.gpu, item.op), []).append(item)
+    return [(f"{gpu}: {op.replace('_', ' ')}", members) for (gpu, op), members in found.items()]
 
 
 def _percent(value: float | None) -> str:
     return _MISSING if value is None else f"{value:.1%}"
 
 
-NOTES = (
-    "Mean |predicted / measured - 1|; median, P90 and bias (median of the error itself) are of physics + residual.",
-    "The parameters saw these rows, but for kernels with a dagger, whose rows no calibration of the device is made of.",
-    "Unseen shapes: mean that the fits state of shapes left out of them; * of a refit that left them out just now.",
-)
-"""What the columns mean."""
-
-
 def as_markdown(kernels: Sequence[Kernels]) -> str:
-    """Both tables of every GPU."""
+    """Both tables of every GPU and operator."""
     lines = []
-    for gpu in dict.fromkeys(item.gpu for item in kernels):
-        chosen = [item for item in kernels if item.gpu == gpu]
-        lines += [f"## {gpu}", "", *_markdown(VARIANT_COLUMNS, variant_cells(chosen)), ""]
+    for title, chosen in sections(kernels):
+        lines += [f"## {title}", "", *_markdown(VARIANT_COLUMNS, variant_cells(chosen)), ""]
         lines += [*_markdown(TIME_COLUMNS, time_cells(chosen)), ""]
     return "\n".join([*lines, *NOTES]) + "\n"
 

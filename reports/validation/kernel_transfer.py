@@ -77,6 +77,6 @@ SPACES_OF = tuple(op for op, kind in _KINDS.items() if kind in SPACES)
 
 def _sample(found: GpuData, op: str) -> Sample | None:
     for one in read_sets(GpuData(found.gpu, found.folders, ()), [op]):
-        if one.measured.source.framework == _FRAMEWORK and one.model == _DTYPE:
+        if one.framework == _FRAMEWORK and one.model == _DTYPE:
             return Sample(load_gpu(found.gpu, _FRAMEWORK).config, one.measured, CHIPS[found.gpu])
     return None

@@ -38,7 +38,8 @@ class Kernels:
         shapes: `SEEN` or `OTHER`.
         extrapolated: share of the rows outside the calibrated range.
         stated: mean error on unseen shapes that the fits state of these rows; None where there is no fit.
-        unseen_s: float64[row] by variant, of refits that left the row's shape out; empty without refits.
+        unseen_s: float64[row] by variant, of refits that left the row's shape out, NaN for rows of no fit; empty
+            without refits.
     """
 
     gpu: str
@@ -81,7 +82,7 @@ def group_errors(kernels: Iterable[Kernels]) -> Iterator[GroupError]:
 
 def _by_time(predicted_s: Floats, measured_s: Floats) -> Iterator[tuple[str, ErrorSummary]]:
     for name, (low, high) in TIMES_S.items():
-        rows = (measured_s >= low) & (measured_s < high)
+        rows = (measured_s >= low) & (measured_s < high) & np.isfinite(predicted_s)
         if rows.any():
             yield name, ErrorSummary.of(predicted_s[rows], measured_s[rows])
 

@@ -66,8 +66,9 @@ def test_filters(moesim, data: Path) -> None:
 def test_tables_for_people(moesim, data: Path) -> None:
     outcome = moesim("validate", "kernels", "--data", str(data))
     assert outcome.code == 0
-    for text in ("a100-sxm: all rows", "h200-sxm: by measured time", "gemm sglang 9.9 bf16", "roofline", "20.0%"):
+    for text in ("a100-sxm: gemm", "h200-sxm: gemm", "sglang bf16 †", "roofline", "30-100", "20.0%"):
         assert text in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
 
 
 def test_files_of_moesim_measure(moesim, folder: Path) -> None:

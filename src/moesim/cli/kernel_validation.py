@@ -13,7 +13,7 @@ from moesim.reports.style import write_text
 from moesim.reports.validation.kernel_figure import draw_kernels
 from moesim.reports.validation.kernel_files import OPERATORS, GpuData, find_gpus, read_sets
 from moesim.reports.validation.kernel_measured import read_measured_sets
-from moesim.reports.validation.kernel_prices import load_gpu, priced
+from moesim.reports.validation.kernel_prices import Prices, load_gpu, priced, prices_of
 from moesim.reports.validation.kernel_refits import can_refit, refitted
 from moesim.reports.validation.kernel_tables import (
     NOTES,
@@ -21,6 +21,7 @@ from moesim.reports.validation.kernel_tables import (
     VARIANT_COLUMNS,
     as_csv,
     as_markdown,
+    sections,
     time_cells,
     variant_cells,
 )
@@ -111,10 +112,12 @@ def _chosen(found: Sequence[GpuData], names: Sequence[str], data: Path) -> list[
 
 
 def _priced(found: GpuData, operators: Sequence[str], framework: str | None) -> Iterator[Kernels]:
+    prices: dict[str, Prices] = {}
     for one in read_sets(found, operators):
-        ran = one.measured.source.framework
-        if framework is None or ran == framework:
-            yield priced(found.gpu, one.op, one.model, one.measured, load_gpu(found.gpu, ran))
+        if framework is None or one.framework == framework:
+            if one.framework not in prices:
+                prices[one.framework] = prices_of(found.gpu, one.framework)
+            yield priced(found.gpu, one, prices[one.framework])
 
 
 def _of_file(request: Request, operators: Sequence[str]) -> list[Kernels]:
@@ -123,11 +126,11 @@ def _of_file(request: Request, operators: Sequence[str]) -> list[Kernels]:
         raise InputError("--gpu", "is needed with --measured: a shipped device or a YAML file")
     if request.transfer:
         raise InputError("--transfer", "needs --data")
-    processor = load_gpu(request.gpu, request.framework or "")
+    prices = prices_of(request.gpu, request.framework or "")
     sets = [one for one in read_measured_sets(request.measured) if one.op in operators]
     if not sets:
         raise DataError(str(request.measured), f"must hold measurements of {', '.join(operators)}")
-    return [priced(request.gpu, one.op, one.model, one.measured, processor) for one in sets]
+    return [priced(request.gpu, one, prices) for one in sets]
 
 
 def _refit(kernels: Sequence[Kernels], request: Request) -> list[Kernels]:
@@ -164,12 +167,10 @@ def _save(out: Path, kernels: Sequence[Kernels], moved: Sequence[TransferError])
     held: dict[str, Any] = {"groups": group_rows(kernels), "errors": [as_dict(error) for error in errors]}
     held["transfer"] = [one.as_dict() for one in moved]
     write_text(out / "kernels.json", json.dumps(held, indent=2) + "\n")
-    panels: dict[tuple[str, str], list[Kernels]] = {}
-    for one in kernels:
-        panels.setdefault((one.gpu, one.op), []).append(one)
+    panels = [chosen for _, chosen in sections(kernels)]
     with progress_bar("drawing", len(panels), "figures") as update:
-        for done, ((gpu, op), drawn) in enumerate(panels.items()):
-            draw_kernels(drawn, out / f"kernels-{Path(gpu).stem}-{op}.png")
+        for done, chosen in enumerate(panels):
+            draw_kernels(chosen, out / f"kernels-{Path(chosen[0].gpu).stem}-{chosen[0].op}.png")
             update(done + 1)
 
 
@@ -177,16 +178,13 @@ def _print(
     kernels: Sequence[Kernels], moved: Sequence[TransferError], left_out: Sequence[str], out: Path | None
 ) -> None:
     parts: list[Any] = []
-    for gpu in dict.fromkeys(one.gpu for one in kernels):
-        chosen = [one for one in kernels if one.gpu == gpu]
-        for title, columns, cells in (
-            (f"{gpu}: all rows", VARIANT_COLUMNS, variant_cells(chosen)),
-            (f"{gpu}: by measured time (rows)", TIME_COLUMNS, time_cells(chosen)),
-        ):
+    for title, chosen in sections(kernels):
+        parts.append(title)
+        for columns, cells in ((VARIANT_COLUMNS, variant_cells(chosen)), (TIME_COLUMNS, time_cells(chosen))):
             shown = table(*columns, right=columns[1:])
             for row in cells:
                 shown.add_row(*row)
-            parts += [title, shown]
+            parts.append(shown)
     parts += [*NOTES, *_transfer_table(moved)]
     parts += [f"left out: {line}" for line in left_out]
     show(*parts, *([f"saved to {out}"] if out else []))

@@ -9,9 +9,19 @@ import pytest
 
 from moesim.hw_models.calibration.measured import Measured, Source
 from moesim.hw_models.calibration.tables import expert_table, product_table
+from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
 from moesim.hw_models.gpu import GPU
 from moesim.reports.validation.kernel_figure import draw_kernels
-from moesim.reports.validation.kernel_prices import load_gpu, priced, roofline_s, shapes_of, without_residual
+from moesim.reports.validation.kernel_files import MeasuredSet
+from moesim.reports.validation.kernel_prices import (
+    link_roofline_s,
+    load_gpu,
+    priced,
+    prices_of,
+    roofline_s,
+    shapes_of,
+    without_residual,
+)
 from moesim.reports.validation.kernel_tables import as_csv, as_markdown
 from moesim.reports.validation.kernels import (
     OTHER,
@@ -88,7 +98,7 @@ def test_the_roofline_is_that_of_the_data_sheet(h100: GPU) -> None:
 def test_prices_are_those_of_the_device(h100: GPU) -> None:
     table = product_table([16, 64, 4096], [4096, 2048, 8192], [4096, 4096, 1024], "bf16")
     measured = Measured(table, np.ones(3), np.arange(3), SOURCE, {})
-    found = priced("h100-sxm", "gemm", "bf16", measured, h100)
+    found = priced("h100-sxm", MeasuredSet("gemm", "vllm", "bf16", measured, 3), prices_of("h100-sxm", "vllm"))
     np.testing.assert_array_equal(found.predicted_s[RESIDUAL], h100.price(table).time_s)
     np.testing.assert_array_equal(found.predicted_s[PHYSICS], without_residual(h100).price(table).time_s)
     assert (found.predicted_s[RESIDUAL] != found.predicted_s[PHYSICS]).any()
@@ -113,16 +123,38 @@ def test_stated_errors_are_of_the_fit_that_prices_a_row(h100: GPU) -> None:
 
 def test_rows_are_seen_where_a_fit_names_them(h100: GPU) -> None:
     fit = h100.config.fits["gemm_bf16"]
-    table = product_table(np.ones(fit.rows), np.ones(fit.rows), np.ones(fit.rows), "bf16")
     publisher, rest = fit.data.split(", ", 1)
     framework, version = rest.split()[:2]
     device = rest.split(" on ")[1].split(",")[0]
     source = Source(publisher, device, framework, version, "gemm bf16")
     assert source.text == fit.data
-    same = Measured(table, np.ones(fit.rows), np.arange(fit.rows), source, {})
-    assert shapes_of(same, h100.config.fits) == SEEN
-    assert shapes_of(same.take(np.arange(100)), h100.config.fits) == OTHER
-    assert shapes_of(Measured(table, same.time_s, same.group, SOURCE, {}), h100.config.fits) == OTHER
+    assert shapes_of(source, fit.rows, h100.config.fits) == SEEN
+    assert shapes_of(source, fit.rows - 1, h100.config.fits) == OTHER
+    assert shapes_of(SOURCE, fit.rows, h100.config.fits) == OTHER
+
+
+def test_the_roofline_of_links_counts_bytes_sent() -> None:
+    prices = prices_of("h100-sxm", "vllm")
+    assert prices.interconnect is not None
+    link, nbytes = prices.interconnect.intra_node, 8e6
+    rate = link.bandwidth.value
+    expected = {"all_reduce": 2 * 7 / 8 * nbytes / rate, "all_gather": 7 / 8 * nbytes / rate}
+    for kind, seconds in expected.items():
+        table = CollectiveTable.of(COLLECTIVES.index(kind), 8, payload_bytes=nbytes)
+        assert link_roofline_s(link, table)[0] == pytest.approx(seconds)
+        measured = Measured(table, np.ones(1), np.zeros(1, np.int64), SOURCE, {})
+        found = priced("h100-sxm", MeasuredSet(kind, "nccl", "nccl", measured, 1), prices)
+        assert found.predicted_s[PHYSICS] == prices.interconnect.price(table).time_s
+        assert found.stated == link.fits["nccl"].error
+    exchange = CollectiveTable.of(COLLECTIVES.index("all_to_all"), 8, sent_bytes=nbytes, received_bytes=nbytes)
+    assert link_roofline_s(link, exchange)[0] == pytest.approx(nbytes / rate)
+
+
+def test_rows_that_no_refit_predicted_have_no_unseen_error() -> None:
+    item = kernels(FACTORS, {RESIDUAL: 1.05})
+    item.unseen_s[RESIDUAL][:3] = np.nan
+    errors = [e for e in group_errors([item]) if e.shapes == UNSEEN]
+    assert {e.time: e.errors.rows for e in errors} == {"all": 3, "30-100 us": 1, ">100 us": 2, ">50 us": 3}
 
 
 def test_tables_hold_every_error(tmp_path: Path) -> None:
@@ -132,7 +164,7 @@ def test_tables_hold_every_error(tmp_path: Path) -> None:
     assert len(rows) == len(errors) == 25
     assert {row["shapes"] for row in rows} == {SEEN, UNSEEN}
     text = as_markdown(held)
-    assert "|gemm vllm 1.0 bf16|6|50.0%|10.0%|2.0%|2.0%|2.0%|-2.0%|5.0%*|" in text
-    assert "|gemm vllm 1.0 bf16|5.0% (2)|5.0% (2)|5.0% (2)|5.0% (3)|" in text
+    assert "|vllm bf16|6|50.0%|10.0%|2.0%|5.0%*|" in text
+    assert "|vllm bf16|5.0%|5.0%|+5.0%|5.0%|5.0%|5.0%|5.0%|" in text
     figure = draw_kernels(held, tmp_path / "kernels.png")
     assert figure.read_bytes()[:4] == b"\x89PNG"
