@@ -9,7 +9,7 @@ import numpy as np
 from moesim.hw_models.calibration.errors import ErrorSummary
 from moesim.hw_models.calibration.measured import Floats
 from moesim.reports.style import OKABE_ITO, SUBTLE, TEXT, new_figure, plain, save, styled
-from moesim.reports.validation.kernels import VARIANTS, Kernels
+from moesim.reports.validation.kernels import PHYSICS, RESIDUAL, VARIANTS, Kernels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,11 +38,13 @@ def draw_kernels(kernels: Sequence[Kernels], path: Path) -> Path:
         DataError: as `style.save`.
     """
     with styled():
-        legend_rows = -(-len(kernels) // _LEGEND_COLUMNS)
-        figure = new_figure(11.5, 7.2 + 0.2 * legend_rows)
-        panels: Any = figure.subplots(2, len(VARIANTS), sharex=True, sharey="row", height_ratios=(1.35, 1))
+        variants = _variants(kernels)
+        columns = _LEGEND_COLUMNS if len(variants) == len(VARIANTS) else _LEGEND_COLUMNS // 2
+        legend_rows = -(-len(kernels) // columns)
+        figure = new_figure(3.85 * len(variants), 7.2 + 0.2 * legend_rows)
+        panels: Any = figure.subplots(2, len(variants), sharex=True, sharey="row", height_ratios=(1.35, 1))
         limits = _limits(kernels)
-        for column, variant in enumerate(VARIANTS):
+        for column, variant in enumerate(variants):
             _draw_times(panels[0, column], kernels, variant, limits)
             _draw_ratios(panels[1, column], kernels, variant, limits)
         panels[0, 0].set_ylabel("predicted, µs")
@@ -51,12 +53,18 @@ def draw_kernels(kernels: Sequence[Kernels], path: Path) -> Path:
         figure.suptitle(plain(title), x=0.01, ha="left", weight="bold", fontsize=11)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         legend = figure.legend(
-            handles, labels, loc="outside lower left", ncols=_LEGEND_COLUMNS, markerscale=2.5, handletextpad=0.2
+            handles, labels, loc="outside lower left", ncols=columns, markerscale=2.5, handletextpad=0.2
         )
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1.0)
     return save(figure, path)
+
+
+def _variants(kernels: Sequence[Kernels]) -> Sequence[str]:
+    """Without the last where nothing has a residual."""
+    pairs = ((item.predicted_s[PHYSICS], item.predicted_s[RESIDUAL]) for item in kernels)
+    return VARIANTS[:-1] if all(np.array_equal(*pair) for pair in pairs) else VARIANTS
 
 
 def _draw_times(panel: "Axes", kernels: Sequence[Kernels], variant: str, limits: tuple[float, float]) -> None:

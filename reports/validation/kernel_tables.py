@@ -25,17 +25,12 @@ VARIANT_COLUMNS = ("kernel", "rows", ROOFLINE, PHYSICS, "+ residual", "unseen")
 TIMES = tuple(name for name in TIMES_S if name != ALL)
 TIME_COLUMNS = ("kernel", "median", "P90", "bias", *(name.removesuffix(" us") for name in TIMES))
 _MISSING = "-"
-NOTES = (
-    (
-        "Mean |predicted / measured - 1| of all rows, and by measured time in us. `+ residual` is what a simulation uses;"
-        " median, P90 and bias (median of the error with its sign) are its."
-    ),
-    "The parameters saw the rows, but for those with a dagger: no calibration of the device is made of these.",
-    (
-        "unseen: mean that the fits state of shapes left out of them; with an asterisk, of a refit that left them out now,"
-        " whose errors the second table then shows."
-    ),
-)
+_NOTE = """\
+Mean |predicted / measured - 1| of all rows, and by measured time in us; median, P90 and bias (median of the error with
+its sign) are of `+ residual`, which is what a simulation uses. The parameters saw the rows, but for those with a
+dagger: no calibration of the device is made of these. `unseen` is the mean that the fits state of shapes left out of
+them; with an asterisk, of a refit that left them out now, whose errors the second table then shows."""
+NOTES = (_NOTE.replace("\n", " "),)
 """What the columns mean."""
 
 
@@ -79,13 +74,16 @@ def _percent(value: float | None) -> str:
     return _MISSING if value is None else f"{value:.1%}"
 
 
-def as_markdown(kernels: Sequence[Kernels]) -> str:
-    """Both tables of every GPU and operator."""
+def as_markdown(
+    kernels: Sequence[Kernels], others: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]] = ()
+) -> str:
+    """Both tables of every GPU and operator, and then `others`: columns and rows of further tables."""
     lines = []
     for title, chosen in sections(kernels):
         lines += [f"## {title}", "", *_markdown(VARIANT_COLUMNS, variant_cells(chosen)), ""]
         lines += [*_markdown(TIME_COLUMNS, time_cells(chosen)), ""]
-    return "\n".join([*lines, *NOTES]) + "\n"
+    further = [line for columns, rows in others if rows for line in (*_markdown(columns, rows), "")]
+    return "\n".join([*lines, *further, *NOTES]) + "\n"
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

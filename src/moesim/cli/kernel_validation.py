@@ -13,7 +13,7 @@ from moesim.reports.style import write_text
 from moesim.reports.validation.kernel_figure import draw_kernels
 from moesim.reports.validation.kernel_files import OPERATORS, GpuData, find_gpus, read_sets
 from moesim.reports.validation.kernel_measured import read_measured_sets
-from moesim.reports.validation.kernel_prices import Prices, load_gpu, priced, prices_of
+from moesim.reports.validation.kernel_prices import Prices, priced, prices_of
 from moesim.reports.validation.kernel_refits import can_refit, refitted
 from moesim.reports.validation.kernel_tables import (
     NOTES,
@@ -144,8 +144,8 @@ def _refit(kernels: Sequence[Kernels], request: Request) -> list[Kernels]:
                 changed.append(one)
                 continue
             start = done * (request.folds + 1)
-            processor = load_gpu(one.gpu, one.framework)
-            changed.append(refitted(one, processor, settings, lambda made, _, start=start: update(start + made)))
+            prices = prices_of(one.gpu, one.framework)
+            changed.append(refitted(one, prices, settings, lambda made, _, start=start: update(start + made)))
             done += 1
     return changed
 
@@ -163,7 +163,8 @@ def _make_folder(out: Path) -> None:
 def _save(out: Path, kernels: Sequence[Kernels], moved: Sequence[TransferError]) -> None:
     errors = list(group_errors(kernels))
     write_text(out / "kernels.csv", as_csv(errors))
-    write_text(out / "kernels.md", as_markdown(kernels))
+    across = (TransferError.COLUMNS, [one.cells() for one in moved])
+    write_text(out / "kernels.md", as_markdown(kernels, [across]))
     held: dict[str, Any] = {"groups": group_rows(kernels), "errors": [as_dict(error) for error in errors]}
     held["transfer"] = [one.as_dict() for one in moved]
     write_text(out / "kernels.json", json.dumps(held, indent=2) + "\n")
