@@ -1,50 +1,54 @@
-"""`moesim calibrate`: measured kernels in, a device's YAML with fitted parameters out."""
+"""`moesim calibrate`: measured kernels in, the YAML of a device or of its links with fitted parameters out."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
 from moesim.hw_models.calibration.campaign import OPERATORS, Outcome, campaign, campaign_residuals
+from moesim.hw_models.calibration.errors import ErrorSummary
 from moesim.hw_models.calibration.fit import Settings
+from moesim.hw_models.calibration.link_campaign import FITS, LinkOutcome, link_campaign
 from moesim.reports.style import check_place, write_text
 
 _STEPS = 6
+Errors = dict[str, Mapping[str, ErrorSummary]]
 
 
 def calibrate_command(
     gpu: str, data: Path, framework: str, operators: str, output: Path, *, rows: int, residual: bool, as_json: bool
 ) -> None:
-    """Fit, write the device and say what came out."""
+    """Fit, write the device, its links, or both, and say what came out."""
     chosen = tuple(name.strip() for name in operators.split(","))
-    if unknown := [name for name in chosen if name not in OPERATORS]:
-        raise InputError("--operators", f"must be some of {', '.join(OPERATORS)}, separated by commas", unknown[0])
+    known = (*OPERATORS, *FITS)
+    if unknown := [name for name in chosen if name not in known]:
+        raise InputError("--operators", f"must be some of {', '.join(known)}, separated by commas", unknown[0])
     if output.suffix != ".yaml":
         raise ConfigError(f"--output {output}", "must end in .yaml")
-    check_place(output)
-    settings = Settings(rows=rows)
-    outcomes = _fit(gpu, data, framework, chosen, settings)
-    errors = {item.plan.name: item.result.unseen for item in outcomes}
-    text = outcomes[-1].text
-    write_text(output, text)
-    if residual:
-        with progress_bar("learning residuals", len(outcomes), "fits") as update:
-            learned = campaign_residuals(outcomes, output, framework, settings, update)
-        errors |= {f"{item.name} with residual": item.unseen for item in learned}
-    if as_json:
-        rounded = {name: {key: vars(value) for key, value in parts.items()} for name, parts in errors.items()}
-        print_json({"gpu": gpu, "data": str(data), "framework": framework}, {"errors": rounded}, output=str(output))
-        return
-    shown = table("fit", "rows", "mean", "median", "p90", "bias", right=("rows", "mean", "median", "p90", "bias"))
-    for name, parts in errors.items():
-        for bucket, item in parts.items():
-            label = name if bucket == "all" else f"  {bucket}"
-            values = (item.mean, item.median, item.p90, item.bias)
-            shown.add_row(label, str(item.rows), *(f"{value:.1%}" for value in values))
-    show(shown, "errors on shapes that the fit did not see", f"saved to {output}")
+    of_gpu, of_links = (tuple(name for name in chosen if name in part) for part in (OPERATORS, FITS))
+    links_output = output.with_name(f"{output.stem}-system.yaml") if of_gpu else output
+    written = [output] * bool(of_gpu) + [links_output] * bool(of_links)
+    for path in written:
+        check_place(path)
+    errors: Errors = {}
+    if of_gpu:
+        errors |= _fit_gpu(gpu, data, framework, of_gpu, output, Settings(rows=rows), residual=residual)
+    if of_links:
+        errors |= _fit_links(gpu, data, of_links, links_output, rows)
+    _report(errors, {"gpu": gpu, "data": str(data), "framework": framework}, written, as_json=as_json)
 
 
-def _fit(gpu: str, data: Path, framework: str, operators: tuple[str, ...], settings: Settings) -> list[Outcome]:
+def _fit_gpu(
+    gpu: str,
+    data: Path,
+    framework: str,
+    operators: tuple[str, ...],
+    output: Path,
+    settings: Settings,
+    *,
+    residual: bool,
+) -> Errors:
     outcomes: list[Outcome] = []
     with progress_bar("fitting", _STEPS, "steps of this fit") as update:
         for outcome in campaign(gpu, data, framework, operators, settings, lambda done, _: update(done)):
@@ -52,4 +56,35 @@ def _fit(gpu: str, data: Path, framework: str, operators: tuple[str, ...], setti
             update(0)
     if not outcomes:
         raise InputError("--framework", "no set of kernels has enough rows", framework)
-    return outcomes
+    errors: Errors = {item.plan.name: item.result.unseen for item in outcomes}
+    write_text(output, outcomes[-1].text)
+    if residual:
+        with progress_bar("learning residuals", len(outcomes), "fits") as update:
+            learned = campaign_residuals(outcomes, output, framework, settings, update)
+        errors |= {f"{item.name} with residual": item.unseen for item in learned}
+    return errors
+
+
+def _fit_links(gpu: str, data: Path, operators: tuple[str, ...], output: Path, rows: int) -> Errors:
+    outcomes: list[LinkOutcome] = []
+    with progress_bar("fitting links", sum(len(FITS[name]) for name in operators), "fits") as update:
+        for outcome in link_campaign(gpu, data, operators, rows):
+            outcomes.append(outcome)
+            update(len(outcomes))
+    write_text(output, outcomes[-1].text)
+    return {name: unseen for outcome in outcomes for name, unseen in outcome.errors.items()}
+
+
+def _report(errors: Errors, settings: dict[str, str], written: Sequence[Path], *, as_json: bool) -> None:
+    files = [str(path) for path in written]
+    if as_json:
+        rounded = {name: {key: vars(value) for key, value in parts.items()} for name, parts in errors.items()}
+        print_json(settings, {"errors": rounded}, output=files[0] if len(files) == 1 else files)
+        return
+    shown = table("fit", "rows", "mean", "median", "p90", "bias", right=("rows", "mean", "median", "p90", "bias"))
+    for name, parts in errors.items():
+        for bucket, item in parts.items():
+            label = name if bucket == "all" else f"  {bucket}"
+            values = (item.mean, item.median, item.p90, item.bias)
+            shown.add_row(label, str(item.rows), *(f"{value:.1%}" for value in values))
+    show(shown, "errors on shapes that the fit did not see", f"saved to {' and '.join(files)}")
