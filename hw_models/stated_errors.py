@@ -17,8 +17,8 @@ from moesim.workloads.operator_table import DTYPES, GEMM, GROUPED_GEMM, Operator
 if TYPE_CHECKING:
     from moesim.hw_models.gpu import GpuConfig, GpuFit
 
-PLANES = ("gemm", "experts", "ungated_experts")
-"""Products that residuals tell apart: single ones, gated and ungated experts."""
+PLANES = ("gemm", "experts", "ungated_experts", "attention")
+"""What residuals tell apart: single products, gated and ungated experts by weight format, attention by kernel."""
 _FORMS = {"gemm": "gemm", "experts": "grouped_gemm", "ungated_experts": "grouped_gemm"}
 _GATED_MATRICES = 2
 
@@ -30,7 +30,7 @@ def product_errors(fits: "Mapping[str, GpuFit]", models: Iterable[tuple[int, int
         fits: calibrations of a GPU by name.
         models: residuals that apply, with their plane and weight format.
     """
-    errors = np.full((len(PLANES), len(DTYPES)), np.nan)
+    errors = np.full((len(_FORMS), len(DTYPES)), np.nan)
     for name, fit in fits.items():
         for plane, form in enumerate(_FORMS.values()):
             if form in fit.forms and name.startswith("ungated") == (plane == PLANES.index("ungated_experts")):
@@ -39,7 +39,8 @@ def product_errors(fits: "Mapping[str, GpuFit]", models: Iterable[tuple[int, int
     ungated = errors[PLANES.index("ungated_experts")]
     errors[PLANES.index("ungated_experts")] = np.where(np.isnan(ungated), errors[PLANES.index("experts")], ungated)
     for plane, dtype, model in models:
-        errors[plane, dtype] = model.error
+        if plane < len(_FORMS):
+            errors[plane, dtype] = model.error
     return errors
 
 
@@ -51,9 +52,21 @@ def product_rows(errors: NDArray[np.float64], table: OperatorTable) -> NDArray[n
     return rows
 
 
-def attention_errors(config: "GpuConfig") -> NDArray[np.float64]:
-    """float64[kernel]: stated error of each of `attention.kernels`; NaN where it was not fitted."""
-    return np.array([config.fits[kernel.fit].error if kernel.fit else np.nan for kernel in config.attention.kernels])
+def attention_errors(config: "GpuConfig", models: Iterable[tuple[int, int, Trees]]) -> NDArray[np.float64]:
+    """float64[kernel, 2]: stated error of each of `attention.kernels`, by physics and as it prices rows of one phase.
+
+    NaN where it was not fitted.
+
+    Args:
+        config: of the GPU.
+        models: residuals that apply, with their plane and, in that of attention, kernel.
+    """
+    fitted = [config.fits[kernel.fit].error if kernel.fit else np.nan for kernel in config.attention.kernels]
+    errors = np.stack([fitted, fitted], axis=1)
+    for plane, kernel, model in models:
+        if PLANES[plane] == "attention":
+            errors[kernel, 1] = model.error
+    return errors
 
 
 def attention_rows(
@@ -62,11 +75,13 @@ def attention_rows(
     """float64[row]: error of the part that a row has, the greater of both if it has both or none.
 
     Args:
-        errors: float64[row, 2], of the kernels of prefill and of decode.
+        errors: float64[row, part, 2], of the kernels of prefill and of decode, as `attention_errors`.
         prefills: int64[row], tokens of prefill.
         decodes: int64[row], tokens that decode.
     """
-    both = (prefills > 0) == (decodes > 0)
-    one = np.where(prefills > 0, errors[:, 0], errors[:, 1])
-    rows: NDArray[np.float64] = np.where(both, errors.max(axis=1), one)
+    mixed = (prefills > 0) & (decodes > 0)  # residuals leave such rows alone
+    neither = (prefills <= 0) & (decodes <= 0)
+    one = np.where(prefills > 0, errors[:, 0, 1], errors[:, 1, 1])
+    greater = np.where(mixed[:, None], errors[:, :, 0], errors[:, :, 1]).max(axis=1)
+    rows: NDArray[np.float64] = np.where(mixed | neither, greater, one)
     return rows

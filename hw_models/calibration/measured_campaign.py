@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import ConfigError, DataError
-from moesim.hw_models.calibration.campaign import OPERATORS, Outcome, device_file, plans
+from moesim.hw_models.calibration.campaign import PRODUCTS, Outcome, device_file, plans
 from moesim.hw_models.calibration.fit import STANDARD, Progress, Settings
 from moesim.hw_models.calibration.measured import Measured
 from moesim.hw_models.calibration.measured_file import read_measured_kernels
@@ -26,7 +26,7 @@ _ROWS_PER_PARAMETER = 2
 def measured_campaign(
     device: str,
     file: Path,
-    operators: Sequence[str] = OPERATORS,
+    operators: Sequence[str] = PRODUCTS,
     settings: Settings = STANDARD,
     progress: Progress | None = None,
 ) -> Iterator[Outcome]:

@@ -3,15 +3,15 @@
 Groups are weight shapes, MoE shapes, head configurations, and message sizes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from moesim.hw_models.calibration.attention_cases import Case, cases
-from moesim.hw_models.calibration.attention_fit import Gpu, kernel_price
+from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans
 from moesim.hw_models.calibration.campaign import plans
-from moesim.hw_models.calibration.fit import Settings, calibrate
+from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.links import fitted_names, unseen_times
 from moesim.hw_models.calibration.measured import Floats, Ints
 from moesim.hw_models.calibration.plans import Plan
@@ -22,7 +22,6 @@ from moesim.hw_models.interconnect import SECTIONS
 from moesim.hw_models.link_config import LinkConfig
 from moesim.reports.validation.kernel_prices import Prices, without_residual
 from moesim.reports.validation.kernels import PHYSICS, RESIDUAL, Kernels
-from moesim.workloads.operator_table import OperatorTable
 
 _PRODUCTS = ("gemm", "moe")
 _FEWEST_ROWS = 40
@@ -57,34 +56,30 @@ def refitted(kernels: Kernels, prices: Prices, settings: Settings, progress: Adv
         assert prices.interconnect is not None  # else there were no prices
         unseen_s = _links(kernels, prices.interconnect.intra_node, settings)
         return replace(kernels, unseen_s={PHYSICS: unseen_s, RESIDUAL: unseen_s})
-    if kernels.op in _PRODUCTS:
-        return _products(kernels, prices.processor, settings, progress)
-    unseen_s = _attention(kernels, prices.processor, settings, progress)
-    return replace(kernels, unseen_s={PHYSICS: unseen_s, RESIDUAL: unseen_s})
-
-
-def _products(kernels: Kernels, processor: GPU, settings: Settings, progress: Advance | None) -> Kernels:
-    physics_s, corrected_s = np.empty(len(kernels.measured)), np.empty(len(kernels.measured))
-    dtype = kernels.measured.source.kernel.split()[-1]
-    config = without_residual(processor).config
-    made = plans(config, kernels.op, dtype, kernels.measured)
-    for plan in made:
-        rows = _rows_of(plan, made, kernels.measured.table)
+    physics_s = np.full(len(kernels.measured), np.nan)
+    corrected_s = physics_s.copy()
+    for plan, rows in _plans(kernels, without_residual(prices.processor)):
         result = plan.run(settings, progress)
         physics_s[rows] = corrected_s[rows] = result.unseen_s
-        if processor.config.residual is not None:
-            learned = learn_residual(plan, result, GPU(config), settings)
-            # As in calibration: a residual that does not help is not shipped.
-            if learned.unseen["all"].mean < result.unseen["all"].mean:
-                corrected_s[rows] = learned.unseen_s
+        if plan.residual_name in prices.processor.matching_models():
+            corrected_s[rows] = learn_residual(plan, result, prices.processor, settings).unseen_s
     return replace(kernels, unseen_s={PHYSICS: physics_s, RESIDUAL: corrected_s})
 
 
-def _rows_of(plan: Plan, made: Sequence[Plan], table: OperatorTable) -> Ints:
-    """Rows of `table` that a plan is about: all, or those of gated or ungated experts."""
+def _plans(kernels: Kernels, processor: GPU) -> Iterator[tuple[Plan | AttentionPlan, Ints]]:
+    """Fits, and the rows that each is about."""
+    if kernels.op not in _PRODUCTS:
+        for case, rows in _own_cases(kernels):
+            yield attention_plans(processor.config, case, kernels.measured.take(rows))[0], rows
+        return
+    dtype = kernels.measured.source.kernel.split()[-1]
+    made = plans(processor.config, kernels.op, dtype, kernels.measured)
     if len(made) == 1:
-        return np.arange(len(table))
-    return np.flatnonzero((table.up_matrices > 1) == (plan is made[0]))
+        yield made[0], np.arange(len(kernels.measured))
+        return
+    gated = kernels.measured.table.up_matrices > 1
+    for plan, own in zip(made, (gated, ~gated), strict=True):
+        yield plan, np.flatnonzero(own)
 
 
 def _own_cases(kernels: Kernels) -> list[tuple[Case, Ints]]:
@@ -97,16 +92,6 @@ def _own_cases(kernels: Kernels) -> list[tuple[Case, Ints]]:
             if len(np.unique(kernels.measured.group[rows])) > 1:
                 own.append((case, rows))
     return own
-
-
-def _attention(kernels: Kernels, processor: GPU, settings: Settings, progress: Advance | None) -> Floats:
-    unseen_s = np.full(len(kernels.measured), np.nan)
-    config = processor.config
-    gpu = Gpu(config.multiprocessors.value, config.formats["bf16"].peak.value, config.dram_bandwidth.value)
-    for case, rows in _own_cases(kernels):
-        part = kernels.measured.take(rows)
-        unseen_s[rows] = calibrate(part, kernel_price(case.kernel, gpu), case.space(), settings, progress).unseen_s
-    return unseen_s
 
 
 def _links(kernels: Kernels, link: LinkConfig, settings: Settings) -> Floats:

@@ -274,11 +274,13 @@ def sweep(
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm -o h200-fitted.yaml",
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --framework sglang -o fitted.yaml --residual",
         "moesim calibrate --measured my-gpu.parquet --gpu h200-sxm -o my-gpu.yaml",
+        "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --operators attention,mla -o fitted.yaml",
+        "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --operators nccl,deepep -o h200-system.yaml",
     )
 )
 def calibrate(
     gpu: Annotated[str, typer.Option(help="Shipped device or YAML file, from which the fit starts.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Device to write: .yaml.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Device or system to write: .yaml.")],
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Measurements in aiconfigurator's layout, by GPU.")
     ] = None,
@@ -286,14 +288,21 @@ def calibrate(
         Path | None, typer.Option(metavar="FILE", help="Instead of --data: a file of `moesim measure`.")
     ] = None,
     framework: Annotated[str, typer.Option(help="Whose kernels: vllm, sglang or trtllm.")] = "vllm",
-    operators: Annotated[str, typer.Option(help="gemm (single products), moe (expert FFNs), or both.")] = "gemm,moe",
+    operators: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Of the GPU: gemm (single products), moe (expert FFNs), attention, mla (latent heads). Of its links"
+            " in a node: nccl, custom_all_reduce, deepep. With both, the system goes to FILE-system.yaml.",
+        ),
+    ] = "gemm,moe",
     rows: Annotated[int, typer.Option(min=100, help="Most measurements that one fit looks at.")] = 2500,
     residual: Annotated[
         bool, typer.Option("--residual", help="Also learn residuals; needs the extra `calibrate`.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fit a GPU's parameters to measured kernels, with the error on shapes left out."""
+    """Fit a GPU's parameters, and its links', to measured kernels, with the error on shapes left out."""
     from moesim.cli.calibrate import calibrate_command
 
     calibrate_command(gpu, data, measured, framework, operators, output, rows=rows, residual=residual, as_json=as_json)
