@@ -356,6 +356,7 @@ def price_rows(
     element_bytes: Floats,
     multiprocessors: float,
     outputs: tuple[Floats, NDArray[np.int8], NDArray[np.bool_]],
+    learning: tuple[Ints, Floats],
 ) -> None:
     """Write time, bound and whether a kernel was measured for such work into `outputs`, for the given rows.
 
@@ -367,9 +368,13 @@ def price_rows(
         element_bytes: float64[cache dtype].
         multiprocessors: of the GPU.
         outputs: float64[row] times in seconds, int8[row] bounds, and bool[row], which is set where no kernel fits.
+        learning: int64[index of `rows`], the kernel of a row that only prefills or only decodes, where one fits, else
+            -1; and float64[index of `rows`, RESIDUAL_FEATURES], written for such rows unless it has no lines.
     """
     time_s, bound, extrapolated = outputs
-    for row in rows:
+    chosen, features = learning
+    for index, row in enumerate(rows):
+        chosen[index] = -1
         if columns.m[row] <= 0:
             continue
         dtype = columns.weight_dtype[row]
@@ -390,40 +395,51 @@ def price_rows(
         time_s[row], bound[row] = price
         measured = (fits or prefill.tokens <= 0.0) and (fits_decode or decode.tokens <= 0.0)
         extrapolated[row] = extrapolated[row] or not measured
+        if measured and (prefill.tokens <= 0.0 or decode.tokens <= 0.0):
+            chosen[index] = second if prefill.tokens <= 0.0 else first
+            if len(features) > 0:
+                work = decode if prefill.tokens <= 0.0 else prefill
+                _write_features(work, time_s[row], float(columns.window[row]), features[index])
 
 
 @njit(cache=True)
-def residual_features(columns: Columns, rows: Ints, element_bytes: Floats, time_s: Floats) -> Floats:
-    """What a learned correction may look at: float64[row, RESIDUAL_FEATURES], all computable while pricing.
-
-    Base-2 logarithms of time, sequences, tokens per sequence, longest sequence, heads, KV heads, heads per KV head,
-    pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one). Of rows that
-    only prefill or only decode; no kernel was measured on enough mixes to learn from.
-
-    Args:
-        columns: the table's.
-        rows: the rows.
-        element_bytes: float64[cache dtype].
-        time_s: float64[row], times by physics of all rows of the table.
-    """
-    features = np.zeros((len(rows), RESIDUAL_FEATURES))
+def kernels_of_rows(
+    columns: Columns, rows: Ints, kernels: Floats, covers: NDArray[np.bool_], element_bytes: Floats
+) -> NDArray[np.int64]:
+    """int64[row, 2]: kernels that price the prefill and the decode part of the given rows (see `price_rows`)."""
+    chosen = np.zeros((len(rows), 2), np.int64)
     for index, row in enumerate(rows):
-        prefill, decode, _ = works_of(columns, row, element_bytes[columns.weight_dtype[row]])
-        work = prefill if prefill.tokens > 0.0 else decode
-        quantities = (
-            time_s[row],
-            work.sequences,
-            work.tokens / max(work.sequences, 1.0),
-            work.longest,
-            work.heads,
-            work.kv_heads,
-            work.heads / work.kv_heads,
-            work.pairs,
-            work.query_bytes + work.key_bytes,
-            work.sequences * work.kv_heads,
-        )
-        for column, quantity in enumerate(quantities):
-            features[index, column] = np.log2(max(quantity, 1e-9))
-        features[index, len(quantities)] = work.pair_flops / _FLOPS_PER_ELEMENT
-        features[index, len(quantities) + 1] = float(columns.window[row])
-    return features
+        dtype = columns.weight_dtype[row]
+        prefill, decode, latent = works_of(columns, row, element_bytes[dtype])
+        head_dim = columns.n[row] / columns.groups[row]
+        windowed = prefill.window < np.inf
+        for part, phase in enumerate((PREFILL, DECODE)):
+            group = prefill.heads / decode.kv_heads
+            chosen[index, part], _ = kernel_of(kernels, covers[dtype], phase, latent, head_dim, group, windowed)
+    return chosen
+
+
+@njit(cache=True)
+def _write_features(work: Work, time_s: float, window: float, features: Floats) -> None:
+    """What a learned correction looks at, of a row that only prefills or only decodes.
+
+    No kernel was measured on enough mixes to learn from. Base-2 logarithms of time, sequences, tokens per sequence,
+    longest sequence, heads, KV heads, heads per KV head, pairs, bytes, sequences times KV heads; then elements of a
+    head, and the window (0 without one).
+    """
+    quantities = (
+        time_s,
+        work.sequences,
+        work.tokens / max(work.sequences, 1.0),
+        work.longest,
+        work.heads,
+        work.kv_heads,
+        work.heads / work.kv_heads,
+        work.pairs,
+        work.query_bytes + work.key_bytes,
+        work.sequences * work.kv_heads,
+    )
+    for column, quantity in enumerate(quantities):
+        features[column] = np.log2(max(quantity, 1e-9))
+    features[len(quantities)] = work.pair_flops / _FLOPS_PER_ELEMENT
+    features[len(quantities) + 1] = window

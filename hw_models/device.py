@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from moesim.configs.loader import Config, Document, KeyPath, Reference, find, take_over, validate
@@ -56,6 +58,10 @@ class Device:
         """What each processor contributes to each row, in the order of `processors`; the parts run side by side."""
         first, *others = self.processors.values()
         return share_out(first, others[0], operators) if others else (first.price(operators),)
+
+    def stated_errors(self, operators: OperatorTable) -> tuple[NDArray[np.float64], ...]:
+        """Errors stated of each processor's prices, in the order of `processors` (see `Processor.stated_errors`)."""
+        return tuple(processor.stated_errors(operators) for processor in self.processors.values())
 
     @property
     def memory_bytes(self) -> float:

@@ -12,12 +12,10 @@ from moesim.hw_models.gpu_products import Format, GroupedGemm, ProductKernels, T
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
 from moesim.hw_models.residual import FOLDER, Trees, fingerprint, joined, load_residual
+from moesim.hw_models.stated_errors import PLANES, attention_errors, attention_rows, product_errors, product_rows
 from moesim.units import BytesPerS, JoulesPerByte, Seconds, Watts
 from moesim.workloads.matrices import DTypeName
 from moesim.workloads.operator_table import ATTENTION, DTYPES, FORMS, OperatorTable
-
-PLANES = ("gemm", "experts", "ungated_experts")
-"""Products that residuals tell apart: single ones, gated and ungated experts."""
 
 _QUANTITIES = {
     "gemm": ("m", "n", "k"),
@@ -103,16 +101,19 @@ class GPU:
         self._parameters = _parameter_vector(config, gpu_kernel)
         self._formats, self._tiles = format_rows(config, gpu_kernel)
         self._valid = _valid_ranges(config)
-        self._price_attention = attention_kernel.price_rows
+        self._price_attention: Any = attention_kernel.price_rows
+        self._features = attention_kernel.RESIDUAL_FEATURES
         self._attention_columns = attention_kernel.Columns
         self._attention_columns_of = operator.attrgetter(*attention_kernel.Columns._fields)
-        self._attention = (
-            kernel_table(config.attention, config.formats["bf16"].peak.value, config.dram_bandwidth.value),
-            cover_table(config.attention),
-            np.array([dtype.bytes for dtype in DTYPES.values()]),
-            float(config.multiprocessors.value),
-        )
-        self._residuals = gpu_kernel.Residuals(*joined(self._matching_models(), len(PLANES), len(DTYPES)))
+        self._attention_result = gpu_kernel.Attention
+        self._attention = _attention_tables(config, repeated=config.attention.repeated)
+        self._attention_in_models = _attention_tables(config, repeated=False)
+        found, columns = self.matching_models(), max(len(DTYPES), len(config.attention.kernels))
+        models = [(*self._place(name), model) for name, model in found.items()]
+        self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), columns))
+        self._corrects_attention = any(PLANES[plane] == "attention" for plane, _, _ in models)
+        self._product_errors = product_errors(config.fits, models)
+        self._attention_errors = attention_errors(config, models)
 
     @property
     def active_w(self) -> float:
@@ -123,12 +124,8 @@ class GPU:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
         columns = self._columns(*self._columns_of(operators))
         cost = Cost.zeros(len(operators))
-        attention = np.flatnonzero(operators.form == ATTENTION)
-        if len(attention):
-            # First, because the other rows' pass adds energy to all of them.
-            attention_columns = self._attention_columns(*self._attention_columns_of(operators))
-            outputs = cost.time_s, cost.bound, cost.extrapolated
-            self._price_attention(attention_columns, attention, *self._attention, outputs)
+        # First, because the other rows' pass adds residuals and energy to all of them.
+        attention = self._attend(operators, cost, with_features=self._corrects_attention)
         self._price_rows(
             columns,
             self._parameters,
@@ -136,6 +133,7 @@ class GPU:
             self._tiles,
             self._valid,
             self._residuals,
+            attention,
             cost.time_s,
             cost.energy_j,
             cost.bound,
@@ -143,31 +141,106 @@ class GPU:
         )
         return cost
 
+    def stated_errors(self, operators: OperatorTable) -> NDArray[np.float64]:
+        """Error that calibrations state of each row's price (see `Processor.stated_errors`).
+
+        Of an attention row of both phases, or without tokens, the greater error of the two kernels.
+        """
+        from moesim.hw_models.attention_kernel import kernels_of_rows
+
+        errors = product_rows(self._product_errors, operators)
+        rows = np.flatnonzero(operators.form == ATTENTION)
+        if len(rows):
+            columns = self._attention_columns(*self._attention_columns_of(operators))
+            kernels = kernels_of_rows(columns, rows, *self._attention[:3])
+            decodes = operators.decode_m[rows]
+            prefills = operators.m[rows] - decodes
+            errors[rows] = attention_rows(self._attention_errors[kernels], prefills, decodes)
+        return errors
+
+    def _attend(self, operators: OperatorTable, cost: Cost, *, with_features: bool) -> Any:
+        """Write times, bounds and extrapolation of rows of attention; returns their `gpu_kernel.Attention`."""
+        rows = np.flatnonzero(operators.form == ATTENTION)
+        kernel, features = np.empty(len(rows), np.int64), np.zeros((len(rows) * with_features, self._features))
+        if len(rows):
+            columns = self._attention_columns(*self._attention_columns_of(operators))
+            written = features
+            if with_features and self.config.attention.repeated:
+                # Residuals know work by its price in a model.
+                scratch = Cost.zeros(len(operators))
+                outputs = scratch.time_s, scratch.bound, scratch.extrapolated
+                self._price_attention(columns, rows, *self._attention_in_models, outputs, (kernel, features))
+                written = features[:0]
+            outputs = cost.time_s, cost.bound, cost.extrapolated
+            self._price_attention(columns, rows, *self._attention, outputs, (kernel, written))
+        return self._attention_result(kernel, features)
+
     def residual_features(self, operators: OperatorTable) -> NDArray[np.float64]:
-        """float64[row, feature]: what residuals look at, beside the prices of this processor, which must have none."""
+        """float64[row, feature]: what residuals look at, beside this processor's prices, which must be without any.
+
+        Rows must be of attention, or products.
+        """
         from moesim.hw_models import gpu_kernel
 
+        if np.all(operators.form == ATTENTION):
+            features: NDArray[np.float64] = self._attend(
+                operators, Cost.zeros(len(operators)), with_features=True
+            ).features
+            return features
         features = np.zeros((len(operators), gpu_kernel.FEATURES))
         columns = self._columns(*self._columns_of(operators))
         gpu_kernel.feature_rows(columns, self.price(operators).time_s, self.config.multiprocessors.value, features)
         return features
 
-    def fingerprint(self, plane: str, dtype: str) -> str:
-        """Name of all values that decide prices of products with weights of `dtype`; `plane` is one of `PLANES`."""
-        row = self._formats[PLANES.index(plane), list(DTYPES).index(dtype)]
-        tiles = self._tiles[int(row[-2]) : int(row[-1])].ravel()
-        return fingerprint(np.concatenate([[self.config.multiprocessors.value], row[:-2], tiles]))
+    def fingerprint(self, model: str) -> str:
+        """Name of all values that decide the prices that a model is learned beside.
 
-    def _matching_models(self) -> list[tuple[int, int, Trees]]:
-        """Models that were trained beside the parameters of this processor, with their plane and weight format."""
+        Args:
+            model: `plane.key`, of `PLANES` and a weight format; of attention, the name of a kernel's calibration.
+
+        Raises:
+            KeyError: no kernel names that calibration.
+        """
+        plane, index = self._place(model)
+        multiprocessors = [self.config.multiprocessors.value]
+        if plane == PLANES.index("attention"):
+            return fingerprint(np.concatenate([multiprocessors, self._attention_in_models[0][index]]))
+        row = self._formats[plane, index]
+        tiles = self._tiles[int(row[-2]) : int(row[-1])].ravel()
+        return fingerprint(np.concatenate([multiprocessors, row[:-2], tiles]))
+
+    def _place(self, model: str) -> tuple[int, int]:
+        """Plane and column of a model by name."""
+        plane, key = model.split(".")
+        if plane != "attention":
+            return PLANES.index(plane), list(DTYPES).index(key)
+        fits = [kernel.fit for kernel in self.config.attention.kernels]
+        if key not in fits:
+            raise KeyError(key)
+        return PLANES.index(plane), fits.index(key)
+
+    def matching_models(self) -> dict[str, Trees]:
+        """Residuals by name, of those in the device's file that were learned beside the parameters it has."""
         if self.config.residual is None:
-            return []
-        found = []
-        for name, model in load_residual(FOLDER / self.config.residual).items():
-            plane, dtype = name.split(".")
-            if model.fingerprint == self.fingerprint(plane, dtype):
-                found.append((PLANES.index(plane), list(DTYPES).index(dtype), model))
-        return found
+            return {}
+        known = {f"attention.{kernel.fit}" for kernel in self.config.attention.kernels}
+        return {
+            name: model
+            for name, model in load_residual(FOLDER / self.config.residual).items()
+            if name in known or not name.startswith("attention.")
+            if model.fingerprint == self.fingerprint(name)
+        }
+
+
+def _attention_tables(config: GpuConfig, *, repeated: bool) -> tuple[Any, ...]:
+    """What `attention_kernel.price_rows` takes between rows and outputs."""
+    section = config.attention.model_copy(update={"repeated": repeated})
+    return (
+        kernel_table(section, config.formats["bf16"].peak.value, config.dram_bandwidth.value),
+        cover_table(section),
+        np.array([dtype.bytes for dtype in DTYPES.values()]),
+        float(config.multiprocessors.value),
+    )
 
 
 def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
@@ -180,6 +253,8 @@ def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
         kernel.J_PER_DRAM_BYTE: config.dram_energy.value,
         kernel.ACTIVE_W: config.active_power.value,
         kernel.J_PER_ATTENTION_FLOP: config.formats["bf16"].energy.value,
+        # A repeated measurement may find everything in L2.
+        kernel.LEAST_S_PER_ATTENTION_BYTE: 0.0 if config.attention.repeated else 1 / dram,
     }
     return np.array([float(values[position]) for position in range(kernel.PARAMETERS)])
 

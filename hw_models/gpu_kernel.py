@@ -24,9 +24,10 @@ COMPUTE, MEMORY, LATENCY = range(3)
     KERNEL_LATENCY_S,
     J_PER_DRAM_BYTE,
     J_PER_ATTENTION_FLOP,
+    LEAST_S_PER_ATTENTION_BYTE,
     ACTIVE_W,
     PARAMETERS,
-) = range(8)
+) = range(9)
 
 # Columns of the table of weight formats, of single products and of expert FFNs.
 (
@@ -53,7 +54,10 @@ COMPUTE, MEMORY, LATENCY = range(3)
     FORMAT_COLUMNS,
 ) = range(21)
 
-# Features of a row that residuals look at.
+# The plane of residuals that holds those of attention.
+ATTENTION_PLANE = 3
+
+# Features of a product that residuals look at.
 FEATURES = 8
 _ALIGNED_ROWS, _COMMON_TILE = 16, 128
 
@@ -85,13 +89,23 @@ class Columns(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """Boosted trees of all models, and which are whose; see `residual.joined`."""
+    """Boosted trees of all models, and which are whose; see `residual.joined`.
+
+    models: float64[plane, weight dtype (attention: kernel), 4].
+    """
 
     feature: NDArray[np.int8]
     value: NDArray[np.float32]
     left: NDArray[np.int32]
     roots: NDArray[np.int32]
     models: Floats
+
+
+class Attention(NamedTuple):
+    """What `attention_kernel` says of the rows of attention, in order: kernels, and features for residuals if any."""
+
+    kernel: Ints
+    features: Floats
 
 
 @njit(cache=True)
@@ -102,6 +116,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
     tiles: Ints,
     valid: Floats,
     residuals: Residuals,
+    attention: Attention,
     time_s: Floats,
     energy_j: Floats,
     bound: NDArray[np.int8],
@@ -118,17 +133,19 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
             products; m, flops, bytes of attention and elementwise rows.
-        residuals: learned corrections, for products inside `valid`.
+        residuals: learned corrections, for products and attention inside `valid`.
+        attention: of the rows of attention.
         time_s: float64[row].
         energy_j: float64[row].
         bound: int8[row].
         extrapolated: bool[row].
     """
-    grouped = -1
+    grouped = attending = -1
     features = np.zeros(FEATURES)
     for row in range(columns.m.size):
         kind, dtype = columns.form[row], columns.weight_dtype[row]
         grouped += kind == GROUPED_GEMM  # `expert_tokens` holds one line per grouped row, in order
+        attending += kind == ATTENTION
         m, n, k, groups = columns.m[row], columns.n[row], columns.k[row], columns.groups[row]
         if m <= 0:
             bound[row] = LATENCY
@@ -150,17 +167,20 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         else:
             price = _bounded(parameters[KERNEL_LATENCY_S], 0.0, nbytes * parameters[S_PER_DRAM_BYTE])
         time_s[row], bound[row] = price
-        learned = kind in (GEMM, GROUPED_GEMM) and residuals.models[plane, dtype, 1] > 0.0
-        if learned and not _is_outside(m, n, k, valid[kind, dtype]):
-            _write_features(columns, row, grouped, time_s[row], parameters[MULTIPROCESSORS], features)
-            corrected_s = time_s[row] * np.exp(_log_factor(features, residuals, residuals.models[plane, dtype]))
-            floor_s = max(flops * fmt[S_PER_PEAK_FLOP], weight_bytes * parameters[S_PER_PEAK_DRAM_BYTE])
-            time_s[row] = max(corrected_s, min(floor_s, time_s[row]))
-        energy_j[row] = flops * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
         if kind in (GEMM, GROUPED_GEMM):
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
+            if residuals.models[plane, dtype, 1] > 0.0 and not extrapolated[row]:
+                _write_features(columns, row, grouped, time_s[row], parameters[MULTIPROCESSORS], features)
+                floor_s = max(flops * fmt[S_PER_PEAK_FLOP], weight_bytes * parameters[S_PER_PEAK_DRAM_BYTE])
+                time_s[row] = _corrected_s(time_s[row], floor_s, features, residuals, residuals.models[plane, dtype])
         else:
             extrapolated[row] = extrapolated[row] or _is_outside(m, flops, nbytes, valid[kind, dtype])
+            learned = kind == ATTENTION and len(attention.features) > 0 and attention.kernel[attending] >= 0
+            if learned and not extrapolated[row]:
+                floor_s = max(flops * fmt[S_PER_PEAK_FLOP], nbytes * parameters[LEAST_S_PER_ATTENTION_BYTE])
+                model = residuals.models[ATTENTION_PLANE, attention.kernel[attending]]
+                time_s[row] = _corrected_s(time_s[row], floor_s, attention.features[attending], residuals, model)
+        energy_j[row] = flops * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
 
 
 @njit(cache=True)
@@ -199,6 +219,15 @@ def _write_features(
     features[5] = np.log2(max(1.0, columns.read_bytes[row] + columns.write_bytes[row]) / physics_s)
     features[6] = np.log2(max(1.0, columns.flops[row]) / physics_s)
     features[7] = np.log2(float(n))
+
+
+@njit(cache=True)
+def _corrected_s(time_s: float, floor_s: float, features: Floats, residuals: Residuals, model: Floats) -> float:
+    """A time with its residual; not below what the data sheet allows, unless physics is."""
+    if model[1] <= 0.0:
+        return time_s
+    corrected_s: float = max(time_s * np.exp(_log_factor(features, residuals, model)), min(floor_s, time_s))
+    return corrected_s
 
 
 @njit(cache=True)

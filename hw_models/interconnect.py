@@ -53,6 +53,17 @@ class Interconnect:
         self._price_rows(columns, self._links, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated)
         return cost
 
+    def stated_errors(self, table: CollectiveTable) -> Floats:
+        """float64[row]: error that the calibration of each row's kind states (see `Processor.stated_errors`).
+
+        It is of message sizes that the calibration did not see, inside one node; NaN for groups of several nodes.
+        """
+        link = self.intra_node
+        fits = [next(_fits_of(getattr(link, section), link.fits), None) for section in SECTIONS]
+        errors = np.array([np.nan if fit is None else fit.error for fit in fits])
+        stated: Floats = np.where(table.nodes > 1, np.nan, errors[table.kind])
+        return stated
+
 
 def _links(links: tuple[LinkConfig, LinkConfig], kernel: Any) -> Any:
     """The parameters as the kernel takes them."""

@@ -7,6 +7,7 @@ spread over all stacks of the device, so there are no tiles and no waves to coun
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from moesim.hw_models.parameters import Fitted, Fraction, Parameter
@@ -63,3 +64,7 @@ class LogicPim:
         bound = np.where(latency_s > np.maximum(compute_s, memory_s), LATENCY, bound)
         unmeasured = works.copy()  # nobody has built one, so no price was ever held against a measurement
         return Cost(np.where(works, time_s, 0.0), np.where(works, energy_j, 0.0), bound.astype(np.int8), unmeasured)
+
+    def stated_errors(self, operators: OperatorTable) -> NDArray[np.float64]:
+        """None: nobody has measured one (see `Processor.stated_errors`)."""
+        return np.full(len(operators), np.nan)

@@ -57,3 +57,10 @@ class Processor(Protocol):
         A row without tokens (m = 0) costs nothing.
         """
         ...
+
+    def stated_errors(self, operators: OperatorTable) -> NDArray[np.float64]:
+        """float64[row]: mean of |predicted / measured - 1| that the calibration behind each row's price states.
+
+        It is of shapes that the calibration did not see, and holds inside its range only; NaN where there is none.
+        """
+        ...

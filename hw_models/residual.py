@@ -87,16 +87,18 @@ def _model(arrays: Mapping[str, NDArray[Any]], name: str) -> Trees:
     return Trees(**held, low=low, high=high, fingerprint=str(arrays[f"{name}.fingerprint"]), error=error)
 
 
-def joined(models: Sequence[tuple[int, int, Trees]], planes: int, dtypes: int) -> tuple[NDArray[Any], ...]:
-    """Arrays for the kernel: feature, value, left, roots, and float64[plane, dtype, 4].
+def joined(models: Sequence[tuple[int, int, Trees]], planes: int, columns: int) -> tuple[NDArray[Any], ...]:
+    """Arrays for the kernel: feature, value, left, roots, and float64[plane, column, 4].
+
+    A model's place is its plane and its column: a weight format, or one of the attention kernels.
 
     The last holds first and end tree, and the range of the logarithm of the factor; no trees where there is no model.
     """
-    table = np.zeros((planes, dtypes, 4))
+    table = np.zeros((planes, columns, 4))
     parts: dict[str, list[NDArray[Any]]] = {key: [np.zeros(0, kind)] for key, kind in _ARRAYS.items()}
     nodes = trees = 0
-    for plane, dtype, model in models:
-        table[plane, dtype] = trees, trees + len(model.roots), model.low, model.high
+    for plane, column, model in models:
+        table[plane, column] = trees, trees + len(model.roots), model.low, model.high
         parts["feature"].append(model.feature)
         parts["value"].append(model.value)
         parts["left"].append((model.left + nodes).astype(np.int32))

@@ -180,6 +180,21 @@ class StepSimulator:
         step_energy_j, imbalance = float(energy_j @ self.tasks_per_row) + waiting_j, _imbalance(slot_tokens, self.plan)
         return StepOutcome(timeline.makespan_s, step_energy_j, imbalance, graph, timeline)
 
+    def stated_errors(self) -> NDArray[np.float64]:
+        """float64[row of the cost vector]: errors that calibrations state of the prices; NaN where they state none."""
+        nobody = np.zeros(0, np.int64)
+        step = Step(nobody, nobody, nobody, nobody, np.zeros(0, np.bool_), nobody, nobody)
+        features = self.plan.features(step)
+        slots = None if self.placement is None else np.zeros(self.placement.slots.shape, np.int64)
+        if slots is None:
+            none = np.zeros((0, 0, 0), np.int64)
+            traffic = Traffic(none, none)
+        else:
+            traffic = self._no_traffic(len(slots))
+        operators = self.system.device.stated_errors(self.plan.lower_features(features, slots))
+        links = self.system.interconnect.stated_errors(self.collectives.table(features, traffic, slots))
+        return np.concatenate([*operators, links, (np.nan, np.nan)])
+
     def _dispatch(self, routed: Routed | None, repeats: int) -> tuple[NDArray[np.int64] | None, Traffic]:
         """Tokens of each expert slot, and what devices have to send each other for them."""
         none = np.zeros((0, 0, 0), dtype=np.int64)

@@ -11,6 +11,9 @@ from moesim.simulator.tables import Served
 
 Tables = Mapping[str, Columns]
 
+_MOST = 0.9
+"""Of the time on devices: what the greatest operators take, by whose calibrations a run is judged."""
+
 
 def summarise(served: Served, tables: Tables) -> dict[str, Any]:
     """The summary; units are in the keys, None where a value is undefined."""
@@ -104,7 +107,7 @@ def _time_by_operator(served: Served, tables: Tables) -> dict[str, Any]:
     sharing = np.where(operators["device"] >= 0, served.setup.devices, len(served.pipelines))
     seconds = np.bincount(inverse, operators["time_s"] / sharing)
     order = np.argsort(-seconds)
-    return {"extrapolated_time_fraction": _extrapolated_share(served)} | {
+    return {"extrapolated_time_fraction": _extrapolated_share(served), **_kernel_error(served)} | {
         f"time_{names[i]}_s": float(seconds[i]) for i in order
     }
 
@@ -118,3 +121,31 @@ def _extrapolated_share(served: Served) -> float:
         priced += float(totals.time_s @ tasks) - float(totals.time_s[host] @ tasks[host])
         extrapolated += float(totals.extrapolated_s @ tasks)
     return extrapolated / priced if priced else 0.0
+
+
+def _kernel_error(served: Served) -> dict[str, float | None]:
+    """Errors that calibrations state of the operators and collectives that take `_MOST` of the time on devices.
+
+    `kernel_error_of_90_percent` is the mean by time, over what was priced inside a calibrated range; None where nothing
+    was. `kernel_error_time_fraction` is the share of all time on devices that it is about.
+    """
+    time_s, names, fitted_s, error_s = [], [], [], []
+    for stage in served.stages:
+        totals, tasks, errors = stage.totals, stage.tasks_per_row, stage.stated_errors()
+        busy_s = totals.time_s * tasks
+        busy_s[stage.host_row] = 0.0
+        inside_s = np.where(np.isnan(errors), 0.0, busy_s - totals.extrapolated_s * tasks)
+        time_s.append(busy_s)
+        fitted_s.append(inside_s)
+        error_s.append(np.nan_to_num(errors) * inside_s)
+        names += stage.names
+    _, name = np.unique(names, return_inverse=True)
+    busy, fitted, error = (np.bincount(name, np.concatenate(part)) for part in (time_s, fitted_s, error_s))
+    order = np.argsort(-busy, kind="stable")
+    before = np.cumsum(busy[order]) - busy[order]
+    chosen = order[before < _MOST * busy.sum()]
+    covered = float(fitted[chosen].sum())
+    return {
+        "kernel_error_of_90_percent": float(error[chosen].sum()) / covered if covered else None,
+        "kernel_error_time_fraction": covered / float(busy.sum()) if covered else 0.0,
+    }

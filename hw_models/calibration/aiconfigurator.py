@@ -96,21 +96,45 @@ def read_experts(folder: Path, framework: str = "*") -> list[Measured[OperatorTa
     return measured
 
 
+def read_table(path: Path) -> "pd.DataFrame":
+    """A parquet file with at least one row.
+
+    Raises:
+        DataError: it is none.
+    """
+    import pandas as pd
+
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise DataError(str(path), f"must be a parquet file ({str(error).splitlines()[0]})") from None
+    if rows.empty:
+        raise DataError(str(path), "must have rows")
+    return rows
+
+
+def check_times(path: Path, rows: "pd.DataFrame") -> None:
+    """That every latency is above 0.
+
+    Raises:
+        DataError: one is not.
+    """
+    bad = np.flatnonzero(~(rows.latency.to_numpy(np.float64) > 0))
+    if len(bad):
+        raise DataError(f"{path}:{bad[0]}: latency", "must be > 0", float(rows.latency.iloc[bad[0]]))
+
+
 def _tables(
     folder: Path, operation: str, framework: str, columns: Sequence[str]
 ) -> Iterator[tuple[Path, "pd.DataFrame"]]:
-    import pandas as pd
-
     paths = sorted(folder.glob(f"{operation}/{framework}/*/{operation}_perf.parquet"))
     if not paths:
         raise DataError(str(folder), f"must hold {operation}/{framework}/<version>/{operation}_perf.parquet")
     for path in paths:
-        rows = pd.read_parquet(path)
+        rows = read_table(path)
         if missing := [column for column in columns if column not in rows]:
             raise DataError(str(path), f"must have the columns {', '.join(columns)}", f"no {', '.join(missing)}")
-        bad = np.flatnonzero(~(rows.latency.to_numpy(np.float64) > 0))
-        if len(bad):
-            raise DataError(f"{path}:{bad[0]}: latency", "must be > 0", float(rows.latency.iloc[bad[0]]))
+        check_times(path, rows)
         yield path, rows
 
 

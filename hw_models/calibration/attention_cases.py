@@ -13,21 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.errors import DataError
 from moesim.hw_models.attention_config import AttentionKernel
 from moesim.hw_models.calibration.attention_fit import DECODE_SPACE, PREFILL_SPACE, US
 from moesim.hw_models.calibration.fit import Free
 from moesim.hw_models.calibration.measured import Measured
 from moesim.workloads.operator_table import OperatorTable
 
-FOLDERS = {
-    "a100-sxm": "a100_sxm",
-    "h100-sxm": "h100_sxm",
-    "h200-sxm": "h200_sxm",
-    "rtx-pro-6000": "rtx_pro_6000_server",
-}
-"""Folders of the aiconfigurator data set by device."""
-_VERSIONS = {"vllm": "0.24.0", "sglang": "0.5.14", "trtllm": "1.3.0rc20"}
-_LATENT_VERSIONS = {"vllm": "0.14.0", "sglang": "0.5.10", "trtllm": "1.3.0rc20"}
+_VLLM = ("a100-sxm", "h100-sxm", "h200-sxm", "rtx-pro-6000")
+"""Devices on which vLLM's kernels were measured; those of other frameworks were on the H200."""
 _BF16, _FP8 = ("bf16", "fp16"), ("fp8",)
 _PREFILL: dict[str, Any] = {"phase": "prefill", "query_tile": 64, "key_tile": 64}
 _DECODE: dict[str, Any] = {"phase": "decode", "query_tile": 64, "key_tile": 64}
@@ -36,6 +30,17 @@ _WHOLE = {"packs_heads": True, "splits_keys": False}
 _SINGLE = {"packs_heads": False, "splits_keys": False}
 _SINGLE_SPLIT = {"packs_heads": False, "splits_keys": True}
 _START: dict[str, Any] = {"launch": US, "tile": US, "sustained": 0.5, "dram_sustained": 0.9}
+_SHORT_NAMES = {
+    "FlashAttention-2": "fa2",
+    "FlashAttention-3": "fa3",
+    "FlashAttention-4": "fa4",
+    "Triton": "triton",
+    "FlashInfer": "flashinfer",
+    "Fused attention": "fmha",
+    "XQA": "xqa",
+    "Masked multi-head attention": "mmha",
+    "Latent attention": "latent",
+}
 _FA4_SEQUENCES = 992
 """Sequences up to which FlashAttention's scheduler kernel plans splits (31 per warp, 32 warps)."""
 
@@ -49,6 +54,13 @@ class Case:
     activations: str | None = None  # format of queries; None for any
     extra: tuple[tuple[str, Free], ...] = ()
     without: tuple[str, ...] = ("sort",)
+
+    @property
+    def fit(self) -> str:
+        """Name of the calibration, such as decode_mmha_fp8_single_heads."""
+        kernel, cache, *rest = self.kernel.name.split(", ")
+        short = next(short for name, short in _SHORT_NAMES.items() if kernel.startswith(name))
+        return "_".join([self.kernel.phase, short, cache.split()[0], *(part.replace(" ", "_") for part in rest)])
 
     def space(self) -> dict[str, Free]:
         """What is fitted."""
@@ -89,7 +101,7 @@ def cases(device: str, framework: str) -> list[Case]:
         return list(_flash_attention_2("vllm_flash_attn"))
     if framework == "vllm" and device == "rtx-pro-6000":
         return [*_flash_attention_2("vllm_flash_attn_fa2"), *_flash_infer()]
-    if framework == "vllm" and device in FOLDERS:
+    if framework == "vllm" and device in _VLLM:
         return [*_flash_attention_3("vllm_flash_attn_fa3"), *_flash_attention_4(), *_latent(device, framework)]
     if device != "h200-sxm":
         return []
@@ -175,12 +187,21 @@ def _latent(device: str, framework: str) -> Iterator[Case]:
         yield _case(name, cache, _DECODE | _PACKED | tiles | fixed, extra=floor)
 
 
-def data_file(data: Path, device: str, framework: str, case: Case) -> Path:
-    """The file that holds a case's rows."""
+def data_file(folder: Path, framework: str, case: Case) -> Path:
+    """The file that holds a case's rows.
+
+    Args:
+        folder: of a GPU, in aiconfigurator's layout.
+        framework: vllm, sglang or trtllm.
+        case: a kernel.
+
+    Raises:
+        DataError: there is none, or one of each of several versions.
+    """
     kind = "mla" if case.kernel.latent else "attention"
-    version = (_LATENT_VERSIONS if case.kernel.latent else _VERSIONS)[framework]
-    if device == "a100-sxm":
-        version = "0.14.0"
     phase = "context" if case.kernel.phase == "prefill" else "generation"
-    folder = data / "kernels/aiconfigurator" / FOLDERS[device] / kind / framework / version
-    return folder / f"{phase}_{kind}_perf.parquet"
+    pattern = f"{kind}/{framework}/*/{phase}_{kind}_perf.parquet"
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise DataError(str(folder), f"must hold one {pattern}", len(found))
+    return found[0]

@@ -1,4 +1,4 @@
-"""Fits one attention kernel to its measurements."""
+"""What is fitted of an attention kernel, and its price as a function of that."""
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moesim.hw_models.attention_config import AttentionKernel, kernel_row
-from moesim.hw_models.calibration.fit import FitResult, Free, Settings, calibrate
-from moesim.hw_models.calibration.measured import Floats, Measured
+from moesim.hw_models.calibration.fit import Free
+from moesim.hw_models.calibration.measured import Floats
 from moesim.workloads.operator_table import DTYPES, OperatorTable
 
 US = 1e-6
@@ -71,27 +71,8 @@ def kernel_price(kernel: AttentionKernel, gpu: Gpu) -> Callable[[Mapping[str, fl
             element_bytes,
             float(gpu.multiprocessors),
             (time_s, np.zeros(len(table), np.int8), np.zeros(len(table), np.bool_)),
+            (np.empty(len(table), np.int64), np.empty((0, compiled.RESIDUAL_FEATURES))),
         )
         return time_s
 
     return price
-
-
-def fit_kernel(
-    measured: Measured[OperatorTable],
-    template: AttentionKernel,
-    gpu: Gpu,
-    space: Mapping[str, Free],
-    settings: Settings,
-) -> tuple[AttentionKernel, FitResult]:
-    """`template` with fitted values, and how they do on shapes left out.
-
-    Args:
-        measured: rows of its phase.
-        template: layout, and the values that are not fitted.
-        gpu: what it ran on.
-        space: what to fit.
-        settings: how.
-    """
-    result = calibrate(measured, kernel_price(template, gpu), space, settings)
-    return template.model_copy(update=result.values), result

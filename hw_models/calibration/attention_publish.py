@@ -1,13 +1,11 @@
 """Fitted attention kernels as the text of a device YAML."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from moesim.hw_models.attention_config import AttentionKernel
-from moesim.hw_models.calibration.fit import FitResult
-from moesim.hw_models.calibration.measured import Measured
 from moesim.hw_models.parameters import quantity_text
 from moesim.workloads.operator_table import OperatorTable
 
@@ -18,45 +16,35 @@ _LAYOUT = ("query_tile", "key_tile", "packs_heads", "splits_keys", "takes_decode
 _DIGITS = 4
 
 
-def kernel_lines(kernel: AttentionKernel, indent: int) -> Iterator[str]:
+def kernel_lines(kernel: AttentionKernel) -> Iterator[str]:
     """The kernel as a YAML list item in flow style; values that are the defaults are left out."""
     defaults = {name: field.default for name, field in AttentionKernel.model_fields.items()}
     given = {name: value for name, value in kernel if value != defaults[name]}
     head = {name: given.pop(name) for name in ("name", "phase", "source", "fit") if name in given}
-    pad = " " * indent
-    yield f"{pad}- name: {_quoted(head['name'])}"
-    yield f"{pad}  phase: {head['phase']}"
-    yield f"{pad}  source: {_quoted(head['source'])}"
+    yield f"- name: {_quoted(head['name'])}"
+    yield f"  phase: {head['phase']}"
+    yield f"  source: {_quoted(head['source'])}"
     if "fit" in head:
-        yield f"{pad}  fit: {head['fit']}"
+        yield f"  fit: {head['fit']}"
     for names in (_FOR, _LAYOUT, tuple(given)):
         for name in names:
             if name in given:
-                yield f"{pad}  {name}: {_text(name, given.pop(name))}"
+                yield f"  {name}: {_text(name, given.pop(name))}"
 
 
-def fit_lines(
-    name: str, kernel: AttentionKernel, measured: Measured[OperatorTable], result: FitResult, indent: int
-) -> Iterator[str]:
-    """The calibration of a kernel as a YAML key: data, rows, error on unseen heads, valid range."""
-    table, pad = measured.table, " " * indent
-    nbytes = table.read_bytes + table.write_bytes
-    yield f"{pad}{name}:"
-    yield f"{pad}  forms: [attention]"
-    yield f"{pad}  weights: [{', '.join(kernel.cache)}]"
-    yield f"{pad}  data: {_quoted(measured.source.text + ': ' + kernel.name)}"
-    yield f"{pad}  rows: {len(measured)}"
-    yield f"{pad}  error: {result.unseen['all'].mean:.3f}"
-    yield f"{pad}  valid:"
-    for quantity, column in (("m", table.m), ("flops", table.flops), ("bytes", nbytes)):
-        yield f"{pad}    {quantity}: [{_rounded(column.min(), down=True)}, {_rounded(column.max(), down=False)}]"
+def valid_of(table: OperatorTable) -> dict[str, tuple[float, float]]:
+    """Least and greatest tokens, FLOPs and bytes of attention rows, to three digits away from the middle."""
+    columns = {"m": table.m, "flops": table.flops, "bytes": table.read_bytes + table.write_bytes}
+    return {
+        name: (_rounded(column.min(), down=True), _rounded(column.max(), down=False))
+        for name, column in columns.items()
+    }
 
 
-def _rounded(value: float, *, down: bool) -> str:
-    """Three digits, away from the middle of the range."""
+def _rounded(value: float, *, down: bool) -> float:
     digits = 10.0 ** (np.floor(np.log10(max(value, 1.0))) - 2)
     whole = (np.floor if down else np.ceil)(value / digits) * digits
-    return f"{whole:.3g}"
+    return float(f"{whole:.3g}")
 
 
 def _text(name: str, value: Any) -> str:
@@ -72,8 +60,3 @@ def _text(name: str, value: Any) -> str:
 
 def _quoted(text: str) -> str:
     return f'"{text}"'
-
-
-def named_fits(kernels: Mapping[str, AttentionKernel]) -> list[AttentionKernel]:
-    """The kernels with the names they are given as their `fit`."""
-    return [kernel.model_copy(update={"fit": name}) for name, kernel in kernels.items()]

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.errors import DataError
+from moesim.hw_models.calibration.aiconfigurator import check_times, read_table
 from moesim.hw_models.calibration.measured import Floats, Measured, Source, group_numbers
 from moesim.workloads.operator_table import ATTENTION, DTYPE_CODES, DTYPES, OperatorTable
 
@@ -174,11 +175,12 @@ def read_latent_attention(file: Path) -> Measured[OperatorTable]:
 
 
 def _read(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    rows = pd.read_parquet(file)
+    rows = read_table(file)
     missing = sorted({*columns, "latency", "kv_cache_dtype"} - set(rows.columns))
     if missing:
         raise DataError(str(file), "must hold measured attention kernels", f"no column {missing[0]}")
-    return rows
+    check_times(file, rows)
+    return rows[rows.kv_cache_dtype.isin(_CACHES)]
 
 
 def _measured(

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from moesim.errors import ConfigError, DataError
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
+from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans, attention_sets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Settings
 from moesim.hw_models.calibration.measured import Measured
 from moesim.hw_models.calibration.plans import Plan, expert_plan, product_plan, with_gates
@@ -15,13 +17,17 @@ from moesim.hw_models.calibration.publish import published, with_scalar
 from moesim.hw_models.calibration.residual_fit import LearnedResidual, learn_residual
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU, GpuConfig
-from moesim.hw_models.residual import FOLDER, save_residual
+from moesim.hw_models.residual import FOLDER, Trees, save_residual
 from moesim.workloads.operator_table import OperatorTable
 
-OPERATORS = ("gemm", "moe")
+PRODUCTS = ("gemm", "moe")
+ATTENTION = ("attention", "mla")
+OPERATORS = (*PRODUCTS, *ATTENTION)
+"""Parts of a GPU that can be fitted; those of links are `links.OPERATORS`."""
 _LAUNCH_BOUND = {("vllm", "fp8_block")}
 """Single products that were timed launch by launch, without a CUDA graph, so that small ones show the host; another
 framework's rows of the same kernels stand in, if there are any."""
+_LONG = ">100 us"
 _FEWEST_ROWS = 1000
 _FEWEST_EXPERT_ROWS = 200
 _UPDATE_ORDER = ("bf16",)
@@ -32,9 +38,13 @@ _UPDATE_ORDER = ("bf16",)
 class Outcome:
     """One fit of a campaign, and the device's YAML after it."""
 
-    plan: Plan
+    plan: Plan | AttentionPlan
     result: FitResult
     text: str
+
+
+Planned = Callable[[GpuConfig], list[Plan] | list[AttentionPlan]]
+"""Fits to one set of measurements, given the device as the fits before left it."""
 
 
 def campaign(
@@ -60,23 +70,44 @@ def campaign(
         ConfigError: the device is no GPU.
         DataError: no measurements.
     """
-    file = _device_file(device)
+    file = device_file(device)
     text = file.read_text(encoding="utf-8")
     processor = load_device(device, kernels=framework).processor
     if not isinstance(processor, GPU):
         raise ConfigError(device, "must be a GPU")
     config, own = processor.config, ("processors", "gpu")
-    default = _default_framework(device)
-    section = own if framework == default else (*own, "kernels", framework)
-    for kind, dtype, measured in measured_sets(gpu_folder(data, file.stem), framework, operators):
-        for plan in plans(config, kind, dtype, measured):
+    is_default = framework == _default_framework(device)
+    section = own if is_default else (*own, "kernels", framework)
+    if not is_default and "attention" not in config.kernels.get(framework, {}):
+        config = _without_attention(config, operators)
+    for planned in _planned(gpu_folder(data, file.stem), file.stem, framework, operators):
+        for plan in planned(config):
             result = plan.run(settings, progress)
             config = plan.fitted(result)
             text = published(text, plan, result, section)
             yield Outcome(plan, result, text)
 
 
-def _device_file(device: str) -> Path:
+def _without_attention(config: GpuConfig, operators: Sequence[str]) -> GpuConfig:
+    """`config` without the default framework's kernels of the kinds of attention that are fitted."""
+    kinds = {"attention": False, "mla": True}
+    fitted = {kinds[kind] for kind in operators if kind in kinds}
+    kept = tuple(kernel for kernel in config.attention.kernels if kernel.latent not in fitted)
+    return config.model_copy(update={"attention": config.attention.model_copy(update={"kernels": kept})})
+
+
+def _planned(folder: Path, device: str, framework: str, operators: Sequence[str]) -> Iterator[Planned]:
+    """All fits, in the order in which they build on each other."""
+    for kind, dtype, measured in measured_sets(folder, framework, [kind for kind in operators if kind in PRODUCTS]):
+        yield partial(plans, kind=kind, dtype=dtype, measured=measured)
+    for kind in operators:
+        if kind in ATTENTION:
+            for case, measured in attention_sets(folder, device, framework, latent=kind == "mla"):
+                yield partial(attention_plans, case=case, measured=measured)
+
+
+def device_file(device: str) -> Path:
+    """The YAML of a shipped device's name, or of a path."""
     from moesim.configs.loader import find
 
     return Path(find("devices", device).file)
@@ -129,7 +160,9 @@ def campaign_residuals(
 ) -> list[LearnedResidual]:
     """Learn the residual of every fit, write those that help beside the device's YAML and name the file in it.
 
-    A residual helps if it lowers the error on shapes that neither physics nor trees saw; the others are dropped.
+    A residual helps if it lowers the error on shapes that neither physics nor trees saw, of all rows and of the long
+    ones; the others are dropped. Residuals of other fits stay, if the device's parameters are still those that they
+    were learned beside.
 
     Args:
         outcomes: of a campaign, whose YAML has been written.
@@ -148,13 +181,27 @@ def campaign_residuals(
         learned.append((learn_residual(outcome.plan, outcome.result, processor, settings), outcome.result))
         if progress is not None:
             progress(len(learned))
-    better = [item for item, result in learned if item.unseen["all"].mean < result.unseen["all"].mean]
+    better = [item for item, result in learned if _helps(item, result)]
     default = _default_framework(str(file))
     name = f"{file.stem}.npz" if framework == default else f"{file.stem}-{framework}.npz"
     shipped = file.resolve().parent == FOLDER.parent.resolve()
     target = FOLDER / name if shipped else file.resolve().with_name(name)
-    save_residual(target, {item.name: item.trees for item in better})
+    save_residual(target, _others(processor, learned) | {item.name: item.trees for item in better})
     section = ("processors", "gpu") if framework == default else ("processors", "gpu", "kernels", framework)
     text = with_scalar(file.read_text(encoding="utf-8"), [*section, "residual"], name if shipped else str(target))
     file.write_text(text, encoding="utf-8")
     return better
+
+
+def _helps(learned: LearnedResidual, physics: FitResult) -> bool:
+    return all(
+        learned.unseen[part].mean < physics.unseen[part].mean for part in ("all", _LONG) if part in physics.unseen
+    )
+
+
+def _others(processor: GPU, learned: Sequence[tuple[LearnedResidual, FitResult]]) -> dict[str, Trees]:
+    """Models of the device's file that were not learned anew and still match its parameters."""
+    if processor.config.residual is None:
+        return {}
+    anew = {item.name for item, _ in learned}
+    return {name: trees for name, trees in processor.matching_models().items() if name not in anew}

@@ -11,6 +11,7 @@ from moesim.hw_models.calibration.measured import Floats
 
 BUCKETS_S = {"<30 us": (0.0, 30e-6), "30-100 us": (30e-6, 100e-6), ">100 us": (100e-6, np.inf)}
 """By measured time: launches weigh in the first, rates in the last."""
+_LEAST_STATED = 0.001
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,8 @@ def errors_by(label: NDArray[Any], predicted_s: Floats, measured_s: Floats) -> I
     for value in np.unique(label):
         rows = label == value
         yield value, ErrorSummary.of(predicted_s[rows], measured_s[rows])
+
+
+def stated_error(error: float) -> float:
+    """As calibrations state it: to a tenth of a per cent, and never 0."""
+    return max(_LEAST_STATED, round(error, 3))

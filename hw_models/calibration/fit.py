@@ -81,15 +81,18 @@ def calibrate(
     space: Mapping[str, Free],
     settings: Settings = STANDARD,
     progress: Progress | None = None,
+    present: Mapping[str, float] | None = None,
 ) -> FitResult:
     """Fit to all groups, and once per fold to the others, for the error.
 
     Args:
         measured: what to fit to.
         price: the model; called with values for all names of `space`.
-        space: what may change, by name.
+        space: what may change, by name, with starts that know nothing of the measurements.
         settings: how.
         progress: called with the fits done and the fits to do.
+        present: values of an earlier fit, from which the fit to all groups starts. Folds must not: where only groups
+            left out tell a parameter, a fit that starts there would keep what it should not know.
     """
     count = min(settings.folds, len(np.unique(measured.group)))
     done = 0
@@ -100,14 +103,11 @@ def calibrate(
         if progress is not None:
             progress(done, count + 1)
 
-    values = fit(measured, price, space, settings)
+    values = fit(measured, price, _started(space, present or {}), settings)
     advance()
     unseen_s, fold_values = np.empty(len(measured)), []
-    once = replace(settings, starts=1)
-    near = {name: Free(values[name], free.low, free.high) for name, free in space.items()}
     for kept, left_out in folds(measured.group, count, settings.seed):
-        # From the overall values: shorter, and the shapes left out are still left out of what is minimised.
-        values_without = fit(measured.take(kept), price, near, once)
+        values_without = fit(measured.take(kept), price, space, settings)
         fold_values.append(values_without)
         unseen_s[left_out] = price(values_without, measured.table.take(left_out))
         advance()
@@ -152,6 +152,14 @@ def fit(
     return {
         name: min(max(value, free.low), free.high)
         for (name, free), value in zip(space.items(), found_values, strict=True)
+    }
+
+
+def _started(space: Mapping[str, Free], present: Mapping[str, float]) -> dict[str, Free]:
+    """`space` with starts at present values, within the bounds, where there are any."""
+    return {
+        name: replace(free, start=min(max(present.get(name, free.start), free.low), free.high))
+        for name, free in space.items()
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
+from moesim.hw_models.calibration.aiconfigurator import read_table
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
 from moesim.hw_models.collective_table import (
     ALL_TO_ALL,
@@ -141,12 +142,10 @@ def _ranks_reached(experts: NDArray[np.int64], top_k: NDArray[np.int64], ranks: 
 
 def _read(folder: Path, library: str, file: str, columns: Sequence[str]) -> tuple[Any, str]:
     """Rows of the newest version of a file under `folder/comm/library`, and that version."""
-    import pandas as pd
-
     paths = sorted((folder / "comm" / library).glob(f"*/{file}"))
     if not paths:
         raise DataError(str(folder), f"must hold comm/{library}/VERSION/{file}")
-    rows = pd.read_parquet(paths[-1])
+    rows = read_table(paths[-1])
     for column in columns:
         if column not in rows:
             raise DataError(str(paths[-1]), f"must have a column {column}", ", ".join(rows.columns))

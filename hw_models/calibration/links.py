@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
+from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets, stated_error
 from moesim.hw_models.calibration.fit import Free, Price, Settings, valid_range
 from moesim.hw_models.calibration.fit import fit as fit_values
 from moesim.hw_models.calibration.link_readers import Links, read_custom_all_reduce, read_deepep, read_nccl
@@ -166,7 +166,7 @@ def fit_link(
     first = measured[0][1]
     quantity, sizes = _sizes(first.table)
     valid = {"ranks": valid_range(first.table.ranks.astype(np.float64)), quantity: sizes}
-    error = float(np.concatenate(relative).mean())
+    error = stated_error(float(np.concatenate(relative).mean()))
     stated = Fit(data=first.source.text, rows=sum(len(rows) for _, rows in measured), error=error, valid=valid)
     changed = with_fitted(link, values)
     return LinkFit(changed.model_copy(update={"fits": {**changed.fits, fit: stated}}), tuple(unseen))

@@ -1,11 +1,13 @@
 """Which parameters of a GPU a measured set of kernels determines, and within which bounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from moesim.hw_models.calibration.errors import stated_error
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Free, Progress, Settings, calibrate, valid_range
 from moesim.hw_models.calibration.measured import Floats, Ints, Measured
 from moesim.hw_models.gpu import GPU, GpuConfig, GpuFit
@@ -38,9 +40,8 @@ _EXPERT_SPACE = {
     "wave_tail": Free(0.3, 1e-3, 1.0),
 }
 _SUSTAINED = Free(0.7, 0.02, 1.0)
-_LEAST_ERROR = 0.001
-_L2_RANGE = 8.0
-"""Times less and more than what the device has now."""
+_L2_RATIOS = (0.5, 8.0, 64.0)
+"""Of L2 and DRAM bandwidth: least, likely and most."""
 _ELEMENTWISE_FIT = "gemm_bf16"
 """The fit that also gives copies their bandwidth and latency."""
 
@@ -66,13 +67,33 @@ class Plan:
     weights: tuple[Any, ...]
     valid: dict[str, tuple[float, float]]
 
+    @property
+    def residual_name(self) -> str:
+        """Name of its model in a file of residuals."""
+        plane = "gemm" if self.forms[0] == "gemm" else self.name.rsplit("experts", 1)[0] + "experts"
+        return f"{plane}.{self.weights[0]}"
+
+    def with_values(self, values: Mapping[str, float]) -> GpuConfig:
+        """The device with these values."""
+        config: GpuConfig = with_values(self.config, values)
+        return config
+
     def price(self, values: Mapping[str, float], table: OperatorTable) -> Floats:
         """Times of the rows with these values, as a simulation has them."""
-        return GPU(with_values(self.config, values)).price(table).time_s
+        return GPU(self.with_values(values)).price(table).time_s
+
+    def as_measured(self, config: GpuConfig) -> GpuConfig:
+        """`config` in the state in which it was measured."""
+        return config
+
+    def representative(self, config: GpuConfig) -> NDArray[np.bool_]:  # noqa: ARG002
+        """bool[row]: rows that are measured as they are in a model; all."""
+        return np.ones(len(self.measured), np.bool_)
 
     def run(self, settings: Settings = STANDARD, progress: Progress | None = None) -> FitResult:
         """Fit, and cross-validate."""
-        return calibrate(self.measured, self.price, self.space, settings, progress)
+        present = {name: float(item.value) for name, item in parameters(self.config) if item.fit == self.name}
+        return calibrate(self.measured, self.price, self.space, settings, progress, present)
 
     def fitted(self, result: FitResult) -> GpuConfig:
         """The device with the fitted values and the fit's own entry."""
@@ -86,8 +107,8 @@ class Plan:
             weights=self.weights,
             data=self.measured.source.text,
             rows=len(self.measured),
-            error=max(_LEAST_ERROR, round(result.unseen["all"].mean, 3)),
-            median=max(_LEAST_ERROR, round(result.unseen["all"].median, 3)),
+            error=stated_error(result.unseen["all"].mean),
+            median=stated_error(result.unseen["all"].median),
             valid=self.valid,
         )
 
@@ -116,7 +137,7 @@ def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: st
         name,
         measured,
         config,
-        _from_present(config, space, name),
+        space,
         ("gemm", "elementwise") if name == _ELEMENTWISE_FIT else ("gemm",),
         _covered(dtype),
         _valid(measured.table, with_bytes=name == _ELEMENTWISE_FIT),
@@ -136,7 +157,7 @@ def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str
     space[f"{own}l2_bandwidth"] = _l2_space(config)
     name = f"experts_{dtype}" if gated else f"ungated_experts_{dtype}"
     valid = _valid(measured.table)
-    return Plan(name, measured, config, _from_present(config, space, name), ("grouped_gemm",), _covered(dtype), valid)
+    return Plan(name, measured, config, space, ("grouped_gemm",), _covered(dtype), valid)
 
 
 def with_gates(measured: Measured[OperatorTable], *, gated: bool) -> Measured[OperatorTable]:
@@ -145,8 +166,8 @@ def with_gates(measured: Measured[OperatorTable], *, gated: bool) -> Measured[Op
 
 
 def _l2_space(config: GpuConfig) -> Free:
-    present = config.l2_bandwidth.value
-    return Free(present, present / _L2_RANGE, present * _L2_RANGE)
+    low, start, high = (ratio * config.dram_bandwidth.value for ratio in _L2_RATIOS)
+    return Free(start, low, high)
 
 
 def _covered(dtype: str) -> tuple[str, ...]:
@@ -168,12 +189,3 @@ def _with_section(config: GpuConfig, section: str, dtype: str) -> GpuConfig:
         return config
     grouped = grouped.model_copy(update={section: held | {dtype: GroupedKernels()}})
     return config.model_copy(update={"grouped_gemm": grouped})
-
-
-def _from_present(config: GpuConfig, space: Mapping[str, Free], fit: str) -> dict[str, Free]:
-    """`space`, starting at the device's values where an earlier calibration of the same name set them."""
-    known = {name: float(item.value) for name, item in parameters(config) if item.fit == fit}
-    return {
-        name: replace(free, start=min(max(known.get(name, free.start), free.low), free.high))
-        for name, free in space.items()
-    }

@@ -4,14 +4,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moesim.hw_models.calibration.attention_plan import AttentionPlan
+from moesim.hw_models.calibration.attention_publish import kernel_lines
 from moesim.hw_models.calibration.fit import FitResult
 from moesim.hw_models.calibration.plans import Plan
-from moesim.hw_models.parameters import parameters, quantity_text
+from moesim.hw_models.parameters import Fit, Parameter, parameters, quantity_text
 
 _INDENT = 2
+_LARGE = 1e7
+"""Round numbers from here on are written with an exponent."""
 
 
-def published(text: str, plan: Plan, result: FitResult, section: Sequence[str]) -> str:
+def published(text: str, plan: Plan | AttentionPlan, result: FitResult, section: Sequence[str]) -> str:
     """`text` with the fitted parameters of `plan` and the entry of the fit.
 
     Args:
@@ -20,13 +24,27 @@ def published(text: str, plan: Plan, result: FitResult, section: Sequence[str]) 
         result: the values and their error.
         section: keys down to the processor, or to a set of its kernels.
     """
+    if isinstance(plan, AttentionPlan):
+        kernels = plan.fitted(result).attention.kernels
+        lines = [line for kernel in kernels for line in kernel_lines(kernel)]
+        text = with_block(text, [*section, "attention", "kernels"], lines)
+        return with_block(text, [*section, "fits", plan.name], fit_lines(plan.entry(result)))
     fitted = dict(parameters(plan.fitted(result)))
     for name in result.values:
-        parameter = fitted[name]
-        value = quantity_text(float(f"{float(parameter.value):.3g}"), parameter.unit)
-        block = {"value": value if parameter.unit else json.loads(value), "source": "fitted", "fit": plan.name}
-        text = with_block(text, [*section, *name.split(".")], _lines(block))
-    return with_block(text, [*section, "fits", plan.name], _lines(plan.entry(result).model_dump(exclude_none=True)))
+        text = with_block(text, [*section, *name.split(".")], parameter_lines(fitted[name]))
+    return with_block(text, [*section, "fits", plan.name], fit_lines(plan.entry(result)))
+
+
+def parameter_lines(parameter: Parameter[Any]) -> list[str]:
+    """A fitted parameter as YAML, to three digits."""
+    value = quantity_text(float(f"{float(parameter.value):.3g}"), parameter.unit)
+    number = value if parameter.unit else json.loads(value)
+    return _lines({"value": number, "source": parameter.source, "fit": parameter.fit})
+
+
+def fit_lines(fit: Fit) -> list[str]:
+    """The entry of a calibration as YAML."""
+    return _lines(fit.model_dump(exclude_none=True, exclude_defaults=True))
 
 
 def with_block(text: str, path: Sequence[str], block: Sequence[str]) -> str:
@@ -82,7 +100,8 @@ def _scalar(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(_scalar(item) for item in value)}]"
     if isinstance(value, float):
-        return f"{int(value)}" if value.is_integer() and abs(value) < 1e15 else f"{value:g}"  # noqa: PLR2004
+        short = f"{value:g}"
+        return f"{int(value)}" if value.is_integer() and (abs(value) < _LARGE or float(short) != value) else short
     text = str(value)
     plain = text.replace("_", "").replace(".", "").replace(" ", "").replace("/", "").isalnum()
     return text if plain else json.dumps(text, ensure_ascii=False)

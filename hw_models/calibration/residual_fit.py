@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.errors import ConfigError
+from moesim.hw_models.calibration.attention_plan import AttentionPlan
 from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Settings
-from moesim.hw_models.calibration.measured import Floats, Measured
+from moesim.hw_models.calibration.measured import Floats
 from moesim.hw_models.calibration.plans import Plan
 from moesim.hw_models.calibration.splits import folds
-from moesim.hw_models.gpu import GPU
-from moesim.hw_models.parameters import with_values
+from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.residual import Trees
-from moesim.workloads.operator_table import OperatorTable
 
 _TREES, _LEAVES, _RATE = 60, 31, 0.2
 _LEAST_SHARE = 0.004
@@ -41,7 +41,9 @@ class LearnedResidual:
     unseen_s: Floats
 
 
-def learn_residual(plan: Plan, result: FitResult, processor: GPU, settings: Settings = STANDARD) -> LearnedResidual:
+def learn_residual(
+    plan: Plan | AttentionPlan, result: FitResult, processor: GPU, settings: Settings = STANDARD
+) -> LearnedResidual:
     """Learn the residual of one fit.
 
     Args:
@@ -56,23 +58,24 @@ def learn_residual(plan: Plan, result: FitResult, processor: GPU, settings: Sett
     measured, unseen_s = plan.measured, np.empty(len(plan.measured))
     splits = folds(measured.group, len(result.fold_values), settings.seed)
     for (kept, left_out), values in zip(splits, result.fold_values, strict=True):
-        physics = GPU(with_values(plan.config, values).model_copy(update={"residual": None}))
-        features, physics_s = _inputs(physics, measured)
-        learner = _learn(features[kept], measured.time_s[kept] / physics_s[kept])
+        features, physics_s, usable = _inputs(plan, plan.with_values(values))
+        used = kept[usable[kept]]
+        learner = _learn(features[used], measured.time_s[used] / physics_s[used])
         unseen_s[left_out] = physics_s[left_out] * np.exp(learner.predict(features[left_out]))
     unseen = error_buckets(unseen_s, measured.time_s)
-    stated = GPU(processor.config.model_copy(update={"residual": None}))
-    features, physics_s = _inputs(stated, measured)
-    learner = _learn(features, measured.time_s / physics_s)
-    plane = plan.name.split("_")[0] if plan.name.startswith("gemm") else plan.name.rsplit("experts", 1)[0] + "experts"
-    dtype = plan.weights[0]
-    low, high = np.percentile(learner.predict(features), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
-    trees = _trees(learner, (float(low), float(high)), stated.fingerprint(plane, dtype), unseen["all"].mean)
-    return LearnedResidual(f"{plane}.{dtype}", trees, unseen, unseen_s)
+    features, physics_s, usable = _inputs(plan, processor.config)
+    learner = _learn(features[usable], (measured.time_s / physics_s)[usable])
+    low, high = np.percentile(learner.predict(features[usable]), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
+    fingerprint = processor.fingerprint(plan.residual_name)
+    trees = _trees(learner, (float(low), float(high)), fingerprint, unseen["all"].mean)
+    return LearnedResidual(plan.residual_name, trees, unseen, unseen_s)
 
 
-def _inputs(processor: GPU, measured: Measured[OperatorTable]) -> tuple[Floats, Floats]:
-    return processor.residual_features(measured.table), processor.price(measured.table).time_s
+def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Features, times by physics, and which rows to learn from."""
+    physics = config.model_copy(update={"residual": None})
+    processor, table = GPU(plan.as_measured(physics)), plan.measured.table
+    return processor.residual_features(table), processor.price(table).time_s, plan.representative(physics)
 
 
 def _learn(features: Floats, ratio: Floats) -> Any:

@@ -1,6 +1,7 @@
 """Operator tables of measured kernels: one form of work per table, with exact FLOPs and bytes."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -98,3 +99,18 @@ def expert_table(
         read_bytes=moved,
         write_bytes=moved,
     )
+
+
+def joined_tables(tables: Sequence[OperatorTable]) -> OperatorTable:
+    """The rows of all tables in order, under the operator names of the first; experts are padded with empty ones."""
+    kept = {field.name for field in fields(OperatorTable)} - {"operator", "operators", "grouped_rows", "expert_tokens"}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in kept}
+    offsets = np.cumsum([0, *map(len, tables)])[:-1]
+    slots = max(table.expert_tokens.shape[1] for table in tables)
+    columns["grouped_rows"] = np.concatenate([t.grouped_rows + start for t, start in zip(tables, offsets, strict=True)])
+    columns["expert_tokens"] = np.concatenate(
+        [np.pad(table.expert_tokens, ((0, 0), (0, slots - table.expert_tokens.shape[1]))) for table in tables]
+    )
+    names = tuple(dict.fromkeys(table.operators[code] for table in tables for code in table.operator))
+    codes = [names.index(table.operators[code]) for table in tables for code in table.operator]
+    return replace(tables[0], operators=names, operator=np.array(codes, np.int8), **columns)

@@ -73,6 +73,9 @@ CHIPS = {
 }
 """NVIDIA architecture white papers (A100 2020, H100 2022, RTX Blackwell PRO 2025); clocks as of tensor peaks."""
 
+FAMILIES = {"a100-sxm": "Ampere", "h100-sxm": "Hopper", "h200-sxm": "Hopper", "rtx-pro-6000": "Blackwell"}
+"""Architectures of these GPUs."""
+
 
 @dataclass(frozen=True)
 class Sample:

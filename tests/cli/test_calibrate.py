@@ -42,7 +42,9 @@ def test_a_device_is_fitted_and_written(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--operators", "gemm,attention"], "--operators: must be some of gemm, moe"),
+        (["--operators", "gemm,softmax"], "--operators: must be some of gemm, moe, attention, mla, nccl"),
+        (["--operators", "attention"], r"must hold one attention/vllm/\*/context_attention_perf.parquet"),
+        (["--operators", "deepep"], "intra_node.fits: must hold a calibration of deepep"),
         (["--framework", "sglang"], "must hold measurements of sglang"),
         (["-o", "device.txt"], "must end in .yaml"),
         (["--gpu", "h100-sxm"], r"must hold one folder h100_sxm\*"),

@@ -195,6 +195,14 @@ class ProcessorSuite(ABC):
         assert processor.price(gemm_table([1, 4096], 10**7, 4096)).extrapolated.all()
         assert processor.price(gemm_table(64, 4096, 4096, "int8")).extrapolated.all()
 
+    def test_stated_errors_are_shares_or_none(self, processor: Processor) -> None:
+        table = mixed_table()
+        errors = processor.stated_errors(table)
+        assert errors.shape == (len(table),)
+        known = errors[~np.isnan(errors)]
+        assert ((known > 0) & (known < 1)).all()
+        assert bool(np.isfinite(processor.stated_errors(gemm_table(8, 4096, 4096))).all()) == self.is_calibrated
+
 
 def assert_rising(processor: Processor, table: OperatorTable) -> None:
     """Rows in order of growing work take no less time and no less energy from row to row."""

@@ -150,8 +150,7 @@ def test_residuals_state_no_more_than_physics(device: str, framework: str) -> No
     assert processor.config.residual is not None
     models = load_residual(FOLDER / processor.config.residual)
     for name, model in models.items():
-        plane, dtype = name.split(".")
-        assert model.fingerprint == processor.fingerprint(plane, dtype)
+        assert model.fingerprint == processor.fingerprint(name)
         assert model.error < 0.15
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli import validate_kernels
 from moesim.cli.help_text import examples as _examples
 from moesim.cli.trace_app import trace_app
 
@@ -39,8 +40,8 @@ validate_app = typer.Typer(
     epilog=_examples("moesim validate serving --data ./serving"),
 )
 app.add_typer(search_app, name="search")
-app.add_typer(trace_app, name="trace")
 app.add_typer(validate_app, name="validate")
+app.add_typer(trace_app, name="trace")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
@@ -272,24 +273,70 @@ def sweep(
     epilog=_examples(
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm -o h200-fitted.yaml",
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --framework sglang -o fitted.yaml --residual",
+        "moesim calibrate --measured my-gpu.parquet --gpu h200-sxm -o my-gpu.yaml",
+        "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --operators attention,mla -o fitted.yaml",
+        "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --operators nccl,deepep -o h200-system.yaml",
     )
 )
 def calibrate(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Measurements in aiconfigurator's layout, by GPU.")],
     gpu: Annotated[str, typer.Option(help="Shipped device or YAML file, from which the fit starts.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Device to write: .yaml.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Device or system to write: .yaml.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Measurements in aiconfigurator's layout, by GPU.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of --data: a file of `moesim measure`.")
+    ] = None,
     framework: Annotated[str, typer.Option(help="Whose kernels: vllm, sglang or trtllm.")] = "vllm",
-    operators: Annotated[str, typer.Option(help="gemm (single products), moe (expert FFNs), or both.")] = "gemm,moe",
+    operators: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Of the GPU: gemm (single products), moe (expert FFNs), attention, mla (latent heads). Of its links"
+            " in a node: nccl, custom_all_reduce, deepep. With both, the system goes to FILE-system.yaml.",
+        ),
+    ] = "gemm,moe",
     rows: Annotated[int, typer.Option(min=100, help="Most measurements that one fit looks at.")] = 2500,
     residual: Annotated[
         bool, typer.Option("--residual", help="Also learn residuals; needs the extra `calibrate`.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fit a GPU's parameters to measured kernels, with the error on shapes left out."""
+    """Fit a GPU's parameters, and its links', to measured kernels, with the error on shapes left out."""
     from moesim.cli.calibrate import calibrate_command
 
-    calibrate_command(gpu, data, framework, operators, output, rows=rows, residual=residual, as_json=as_json)
+    calibrate_command(gpu, data, measured, framework, operators, output, rows=rows, residual=residual, as_json=as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "moesim measure --list",
+        "moesim measure --quick --out first.parquet",
+        "moesim measure --only gemm,expert_ffn --out my-gpu.parquet",
+    )
+)
+def measure(
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .parquet.")] = Path(
+        "measured.parquet"
+    ),
+    only: Annotated[str, typer.Option(help="Kernels, separated by commas, such as gemm,decode_attention.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="A few shapes of each kernel.")] = False,
+    implementations: Annotated[
+        str, typer.Option("--by", help="Whose kernels, separated by commas: moesim, torch, cupy; by default all.")
+    ] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Samples per kernel and shape.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
+    only_list: Annotated[bool, typer.Option("--list", help="Show what would be measured; needs no GPU.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time copies, products, experts and attention on the NVIDIA GPU of this machine, to calibrate a device with."""
+    from moesim.cli.measure import list_command, measure_command
+
+    settings = {"only": only, "quick": quick, "by": implementations, "repeats": repeats, "seed": seed}
+    if only_list:
+        list_command(settings, as_json=as_json)
+    else:
+        measure_command(settings, output, as_json=as_json)
 
 
 @search_app.command(
@@ -401,6 +448,9 @@ def validate_serving(
         out=out,
         as_json=as_json,
     )
+
+
+validate_app.command("kernels", epilog=_examples(*validate_kernels.EXAMPLES))(validate_kernels.kernels)
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))

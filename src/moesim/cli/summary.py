@@ -97,6 +97,9 @@ def _facts(s: Summary, devices: int) -> Iterator[tuple[str, str]]:
     if s["expert_load_imbalance"] is not None:
         rank = f", busiest rank {number(s['rank_load_imbalance_mean'])}x" if devices > 1 else ""
         yield "expert load", f"busiest expert {number(s['expert_load_imbalance'])}x the mean{rank}"
+    if s.get("kernel_error_of_90_percent") is not None:  # runs that were saved before have none
+        share = f"{s['kernel_error_time_fraction']:.0%} of the time"
+        yield "kernel error", f"{s['kernel_error_of_90_percent']:.1%} stated on unseen shapes, for {share}"
     if s["extrapolated_time_fraction"]:
         yield "extrapolated", f"{s['extrapolated_time_fraction']:.1%} of the time, priced outside the fitted ranges"
 

@@ -42,7 +42,7 @@ def stump(fingerprint: str, low: float = -0.1, high: float = 0.3) -> Trees:
 @pytest.fixture
 def with_stump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GpuConfig:
     monkeypatch.setattr("moesim.hw_models.gpu.FOLDER", tmp_path)
-    save_residual(tmp_path / "stump.npz", {"gemm.bf16": stump(GPU(physics()).fingerprint("gemm", "bf16"))})
+    save_residual(tmp_path / "stump.npz", {"gemm.bf16": stump(GPU(physics()).fingerprint("gemm.bf16"))})
     return physics().model_copy(update={"residual": "stump.npz"})
 
 
@@ -56,7 +56,7 @@ def test_trees_multiply_prices_within_their_range(with_stump: GpuConfig) -> None
 
 def test_prices_never_fall_below_the_data_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moesim.hw_models.gpu.FOLDER", tmp_path)
-    trees = stump(GPU(physics()).fingerprint("gemm", "bf16"), low=-5.0, high=-3.0)
+    trees = stump(GPU(physics()).fingerprint("gemm.bf16"), low=-5.0, high=-3.0)
     save_residual(tmp_path / "low.npz", {"gemm.bf16": trees})
     config = physics().model_copy(update={"residual": "low.npz"})
     work = product_table([8192], [8192], [8192], "bf16")

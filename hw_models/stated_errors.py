@@ -1,0 +1,87 @@
+"""What the calibrations of a GPU say about the error of its prices, row by row.
+
+Products and experts: the error of the fit, or of the learned residual where one applies, on shapes that neither saw.
+Attention: that of the kernel's fit on heads left out. Elementwise operators have no error: the fit of products that
+gives them latency and bandwidth measured none.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.hw_models.residual import Trees
+from moesim.workloads.operator_table import DTYPES, GEMM, GROUPED_GEMM, OperatorTable
+
+if TYPE_CHECKING:
+    from moesim.hw_models.gpu import GpuConfig, GpuFit
+
+PLANES = ("gemm", "experts", "ungated_experts", "attention")
+"""What residuals tell apart: single products, gated and ungated experts by weight format, attention by kernel."""
+_FORMS = {"gemm": "gemm", "experts": "grouped_gemm", "ungated_experts": "grouped_gemm"}
+_GATED_MATRICES = 2
+
+
+def product_errors(fits: "Mapping[str, GpuFit]", models: Iterable[tuple[int, int, Trees]]) -> NDArray[np.float64]:
+    """float64[plane, weight dtype]: stated error of products; NaN where nothing was calibrated.
+
+    Args:
+        fits: calibrations of a GPU by name.
+        models: residuals that apply, with their plane and weight format.
+    """
+    errors = np.full((len(_FORMS), len(DTYPES)), np.nan)
+    for name, fit in fits.items():
+        for plane, form in enumerate(_FORMS.values()):
+            if form in fit.forms and name.startswith("ungated") == (plane == PLANES.index("ungated_experts")):
+                for dtype in fit.weights:
+                    errors[plane, list(DTYPES).index(dtype)] = fit.error
+    ungated = errors[PLANES.index("ungated_experts")]
+    errors[PLANES.index("ungated_experts")] = np.where(np.isnan(ungated), errors[PLANES.index("experts")], ungated)
+    for plane, dtype, model in models:
+        if plane < len(_FORMS):
+            errors[plane, dtype] = model.error
+    return errors
+
+
+def product_rows(errors: NDArray[np.float64], table: OperatorTable) -> NDArray[np.float64]:
+    """float64[row]: the entry of `errors` that belongs to each row; NaN for rows that are no products."""
+    plane = np.where(table.form == GEMM, 0, np.where(table.up_matrices < _GATED_MATRICES, 2, 1))
+    is_product = (table.form == GEMM) | (table.form == GROUPED_GEMM)
+    rows: NDArray[np.float64] = np.where(is_product, errors[plane, table.weight_dtype], np.nan)
+    return rows
+
+
+def attention_errors(config: "GpuConfig", models: Iterable[tuple[int, int, Trees]]) -> NDArray[np.float64]:
+    """float64[kernel, 2]: stated error of each of `attention.kernels`, by physics and as it prices rows of one phase.
+
+    NaN where it was not fitted.
+
+    Args:
+        config: of the GPU.
+        models: residuals that apply, with their plane and, in that of attention, kernel.
+    """
+    fitted = [config.fits[kernel.fit].error if kernel.fit else np.nan for kernel in config.attention.kernels]
+    errors = np.stack([fitted, fitted], axis=1)
+    for plane, kernel, model in models:
+        if PLANES[plane] == "attention":
+            errors[kernel, 1] = model.error
+    return errors
+
+
+def attention_rows(
+    errors: NDArray[np.float64], prefills: NDArray[np.int64], decodes: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """float64[row]: error of the part that a row has, the greater of both if it has both or none.
+
+    Args:
+        errors: float64[row, part, 2], of the kernels of prefill and of decode, as `attention_errors`.
+        prefills: int64[row], tokens of prefill.
+        decodes: int64[row], tokens that decode.
+    """
+    mixed = (prefills > 0) & (decodes > 0)  # residuals leave such rows alone
+    neither = (prefills <= 0) & (decodes <= 0)
+    one = np.where(prefills > 0, errors[:, 0, 1], errors[:, 1, 1])
+    greater = np.where(mixed[:, None], errors[:, :, 0], errors[:, :, 1]).max(axis=1)
+    rows: NDArray[np.float64] = np.where(mixed | neither, greater, one)
+    return rows
