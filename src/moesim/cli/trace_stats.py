@@ -80,8 +80,8 @@ def _group(trace: RoutingTrace, group: str | None) -> RoutingTrace:
         return trace
     kept = np.flatnonzero(np.array(trace.groups) == group)
     if not kept.size:
-        names = sorted(set(trace.groups))
-        raise ConfigError("--group", f"must be one of {', '.join(names)}", group)
+        names = ", ".join(sorted(set(trace.groups) - {""}))
+        raise ConfigError("--group", f"must be one of {names}" if names else "this trace does not say groups", group)
     return trace.select(kept)
 
 
