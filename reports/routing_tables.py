@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.workloads import load_statistics as loads
-from moesim.workloads.expert_caches import SEGMENT, cache_sizes
+from moesim.workloads.expert_caches import BELADY, LFU, LRU, SEGMENT, cache_sizes
 from moesim.workloads.trace_segments import independent_routing
 from moesim.workloads.trace_statistics import Rule, TraceStatistics
 
 Table = Mapping[str, Sequence[Any] | NDArray[Any]]
 """Columns by name, equally long."""
 
-_CACHE_FACTOR = 2
+CACHE_FACTOR = 2
 """The summary has the cache of twice the experts of a token, which "most models" need (arXiv 2505.16056)."""
 
 
@@ -22,6 +22,12 @@ def rule_name(rule: Rule) -> str:
     """`lru`, `lfu`, `belady`, or `sch_16` for the rule that knows the next 16 tokens."""
     name, horizon = rule
     return f"sch_{horizon}" if name == SEGMENT else name
+
+
+def rule_label(rule: Rule) -> str:
+    """The same for people: LRU, LFU, Belady, SCH 16."""
+    name, horizon = rule
+    return {LRU: "LRU", LFU: "LFU", BELADY: "Belady"}.get(name, f"SCH {horizon}")
 
 
 def tables(found: TraceStatistics) -> dict[str, Table]:
@@ -44,7 +50,7 @@ def layer_table(found: TraceStatistics) -> Table:
     """A row per MoE layer."""
     trace, settings = found.trace, found.settings
     windows = loads.max_over_mean(found.window_load)
-    size = min(trace.experts, _CACHE_FACTOR * trace.top_k) - 1
+    size = min(trace.experts, CACHE_FACTOR * trace.top_k) - 1
     halves, random_halves = found.half_load, found.random_half_load
     columns: dict[str, Sequence[Any] | NDArray[Any]] = {
         "layer": np.arange(trace.layers),

@@ -15,10 +15,12 @@ import numpy as np
 
 from moesim.errors import DataError
 from moesim.reports.routing_figures import FIGURES
-from moesim.reports.routing_tables import Table, summary, tables
+from moesim.reports.routing_tables import CACHE_FACTOR, Table, rule_label, rule_name, summary, tables
 from moesim.reports.style import FORMATS, save
+from moesim.workloads.expert_caches import LRU
 from moesim.workloads.trace_statistics import TraceStatistics
 
+_SHOWN_LENGTHS = (8, 16)
 PAGE, NUMBERS, MATRICES = "summary.md", "summary.json", "matrices.npz"
 
 _CAPTIONS = {
@@ -41,51 +43,65 @@ class Line(NamedTuple):
 
 def key_lines(found: TraceStatistics) -> list[Line]:
     """The numbers that say most about a trace, each beside what independent or balanced tokens would give."""
-    facts = summary(found)
-    trace = found.trace
-    size = min(trace.experts, 2 * trace.top_k)
-    lines = [
-        Line(
-            "max / mean load", _text(facts["max_over_mean_mean"]), f"worst layer {_text(facts['worst_max_over_mean'])}"
-        ),
-        Line("max / mean load in parts of the trace", _text(facts["window_max_over_mean_mean"])),
-        Line(
-            "entropy of the load, bits",
-            _text(facts["entropy_bits_mean"]),
-            f"balanced {_text(facts['balanced_entropy_bits'])}",
-        ),
-    ]
-    for lag in found.settings.lags[:1]:
-        overlap = facts[f"overlap_lag_{lag}_by_token_mean"]
-        beside = f"by request {_text(facts[f'overlap_lag_{lag}_by_request_mean'])}"
-        chance = f"independent tokens {_text(facts['independent_overlap_mean'])}"
-        lines.append(Line(f"experts shared with the token {lag} before", _text(overlap), f"{beside}, {chance}"))
-    rows = tables(found)["segments"]
-    for index, length in enumerate(rows["length_tokens"]):
-        if length in {8, 16} and rows["segments"][index]:
-            srp, floor = rows["srp_of_all_layers"][index], rows["srp_independent_uniform"][index]
-            lines.append(Line(f"SRP of {length} tokens", _text(srp), f"balanced and independent {_text(floor)}"))
-            cls, floor = rows["cls"][index], rows["cls_independent_uniform"][index]
-            lines.append(Line(f"CLS of {length} tokens", _text(cls), f"balanced and independent {_text(floor)}"))
-    rates = {name.split("_hit_")[0]: facts[name] for name in facts if "_hit_rate_of_" in name}
-    shown = ", ".join(
-        f"{name.upper().replace('_', ' ')} {_text(rate)}" for name, rate in rates.items() if name != "lru"
-    )
-    lines.append(Line(f"LRU hit rate, {size} experts cached", _text(rates["lru"]), shown))
-    lines += [
+    facts, made = summary(found), tables(found)
+    return [
+        *_load_lines(facts),
+        *(_overlap_line(lag, facts) for lag in found.settings.lags[:1]),
+        *_segment_lines(made["segments"]),
+        _cache_line(found, facts),
         Line("mutual information with the next layer, bits", _text(facts["mutual_information_with_next_bits_mean"])),
         Line(
             "load that moves, first to second half",
             _text(facts["halves_total_variation_mean"]),
             f"chance {_text(facts['random_halves_total_variation_mean'])}",
         ),
+        *_place_lines(made["places"]),
     ]
-    places = tables(found)["places"]
-    for name, reached, expected in zip(
-        places["places"], places["reached_mean"], places["reached_independent_uniform"], strict=True
-    ):
-        lines.append(Line(f"places of a token's experts, {name}", _text(reached), f"balanced {_text(expected)}"))
+
+
+def _load_lines(facts: dict[str, Any]) -> list[Line]:
+    worst, balanced = _text(facts["worst_max_over_mean"]), _text(facts["balanced_entropy_bits"])
+    return [
+        Line("max / mean load", _text(facts["max_over_mean_mean"]), f"worst layer {worst}"),
+        Line("max / mean load in parts of the trace", _text(facts["window_max_over_mean_mean"])),
+        Line("entropy of the load, bits", _text(facts["entropy_bits_mean"]), f"balanced {balanced}"),
+    ]
+
+
+def _overlap_line(lag: int, facts: dict[str, Any]) -> Line:
+    by_token, by_request = (_text(facts[f"overlap_lag_{lag}_by_{mean}_mean"]) for mean in ("token", "request"))
+    chance = _text(facts["independent_overlap_mean"])
+    beside = f"by request {by_request}, independent tokens {chance}"
+    return Line(f"experts shared with the token {lag} before", by_token, beside)
+
+
+def _segment_lines(rows: Table) -> list[Line]:
+    """SRP and CLS of the lengths that papers print."""
+    lines = []
+    for index, length in enumerate(rows["length_tokens"]):
+        if length in _SHOWN_LENGTHS and rows["segments"][index]:
+            for name, column in (("SRP", "srp_of_all_layers"), ("CLS", "cls")):
+                floor = _text(rows[f"{name.lower()}_independent_uniform"][index])
+                beside = f"balanced and independent {floor}"
+                lines.append(Line(f"{name} of {length} tokens", _text(rows[column][index]), beside))
     return lines
+
+
+def _cache_line(found: TraceStatistics, facts: dict[str, Any]) -> Line:
+    """Hit rates of the rules, of the cache that the summary has."""
+    size = min(found.trace.experts, CACHE_FACTOR * found.trace.top_k)
+    rates = {rule: _text(facts[f"{rule_name(rule)}_hit_rate_of_{size}_mean"]) for rule in found.caches}
+    lru = rates.pop((LRU, 0))
+    others = (f"{rule_label(rule)} {rate}" for rule, rate in rates.items())
+    return Line(f"LRU hit rate, {size} experts cached", lru, ", ".join(others))
+
+
+def _place_lines(rows: Table) -> list[Line]:
+    columns = (rows["places"], rows["reached_mean"], rows["reached_independent_uniform"])
+    return [
+        Line(f"places of a token's experts, {name}", _text(reached), f"balanced {_text(expected)}")
+        for name, reached, expected in zip(*columns, strict=True)
+    ]
 
 
 def _text(value: float | None) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.workloads import routing_fit_kernels as kernels
+from moesim.workloads.load_statistics import mutual_information_bits
 from moesim.workloads.routing_draw import count_transitions
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import MAX_STATES, Domains, Reuse, TokenStates
@@ -63,7 +64,7 @@ def fit_profile(
     states = max(1, min(states, MAX_STATES, trace.tokens // _TOKENS_PER_STATE))
     chosen = np.sort(rng.permutation(trace.tokens)[:_SAMPLE_TOKENS])
     found = _fit_states(trace.expert[chosen], trace.experts, states, rng, on_progress)
-    wanted = mutual_information(count_transitions(trace.expert, trace.experts).astype(np.float64)).mean()
+    wanted = mutual_information_bits(count_transitions(trace.expert, trace.experts)).mean()
     found = _sharpened(found, counted.popularity, trace.top_k, float(wanted))
     return replace(
         counted,
@@ -71,18 +72,6 @@ def fit_profile(
         reuse=_fit_reuse(trace, found, rng),
         domains=count_domains(trace),
     )
-
-
-def mutual_information(pairs: Floats) -> Floats:
-    """float64[layer - 1]: bits that the expert of a random rank in a layer says about one in the next.
-
-    Args:
-        pairs: float64[layer - 1, a, b] how often tokens used a and then b.
-    """
-    joint = pairs / pairs.sum(axis=(1, 2), keepdims=True)
-    product = joint.sum(axis=2, keepdims=True) * joint.sum(axis=1, keepdims=True)
-    ratio = np.divide(joint, product, out=np.ones_like(joint), where=joint > 0)
-    return np.asarray((joint * np.log2(ratio)).sum(axis=(1, 2)))
 
 
 def expert_pairs(states: TokenStates) -> Floats:
@@ -201,7 +190,7 @@ def _sharpened(states: TokenStates, popularity: Floats, top_k: int, wanted_bits:
     for _ in range(7):
         power = 0.5 * (low + high)
         found = _raised(states, popularity, top_k, power)
-        bits = mutual_information(expert_pairs(found)).mean() if len(found.transitions) else wanted_bits
+        bits = mutual_information_bits(expert_pairs(found)).mean() if len(found.transitions) else wanted_bits
         low, high = (power, high) if bits < wanted_bits else (low, power)
     return found.with_popularity(popularity, top_k)
 

@@ -147,22 +147,30 @@ def _check_shapes(trace: RoutingTrace) -> None:
             raise DataError(f"{trace.source}: {name}", f"must have one value for each of {trace.tokens} tokens", shape)
     if not len(trace.names) == len(trace.groups) == len(trace.first_decode_position):
         raise DataError(trace.source, "`names`, `groups` and `first_decode_position` must be equally long")
-    if trace.phase.max() > DECODE:
-        raise DataError(f"{trace.source}: phase", "must be 0 (prefill) or 1 (decode)", int(trace.phase.max()))
 
 
 def _check_order(trace: RoutingTrace) -> None:
-    present = np.flatnonzero(np.diff(trace.request, prepend=-1))
-    if not np.array_equal(trace.request[present], np.arange(len(trace.names))):
-        raise DataError(trace.source, "tokens must be sorted by request, and every request must have some")
-    steps = np.diff(trace.position)
-    gap = np.flatnonzero((steps != 1) & (np.diff(trace.request) == 0))
-    if gap.size:
-        raise _row_error(
-            trace, int(gap[0]) + 1, "positions of a request must be consecutive", trace.position[gap[0] + 1]
+    steps = np.diff(trace.request, prepend=-1)
+    wrong = np.flatnonzero((steps != 0) & (steps != 1) | (trace.request < 0))
+    if wrong.size:
+        rule = "tokens must be sorted by request, and requests counted from 0 without a gap"
+        raise DataError(f"{trace.source}: row {wrong[0]}", rule, int(trace.request[wrong[0]]))
+    if trace.request[-1] != len(trace.names) - 1:
+        rule = f"every one of the {len(trace.names)} requests must have tokens, and no other"
+        raise DataError(trace.source, rule, int(trace.request[-1]) + 1)
+    if trace.first_decode_position.min() < 0:
+        raise DataError(
+            f"{trace.source}: first_decode_position", "must be >= 0", int(trace.first_decode_position.min())
         )
-    if trace.position[present].min() < 0 or trace.first_decode_position.min() < 0:
-        raise DataError(trace.source, "positions must be >= 0")
+    gap = (np.diff(trace.position, prepend=-1) != 1) & (steps == 0)
+    for broken, rule, values in (
+        (trace.position < 0, "positions must be >= 0", trace.position),
+        (gap, "positions of a request must be consecutive", trace.position),
+        (trace.phase > DECODE, "the phase must be 0 (prefill) or 1 (decode)", trace.phase),
+    ):
+        if broken.any():
+            row = int(broken.argmax())
+            raise _row_error(trace, row, rule, values[row])
 
 
 def _check_experts(trace: RoutingTrace) -> None:

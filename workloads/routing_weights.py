@@ -47,11 +47,12 @@ def sampling_weights(inclusion: Floats, k: int) -> tuple[Floats, Floats, float]:
         k: size of the sets.
 
     Returns:
-        float64[row, expert] weights; float64[row] probability that k independent draws in proportion to the weights are
-        distinct; and the largest error of a probability, relative to it.
+        float64[row, expert] weights; float64[row] independent draws in proportion to the weights that it takes, on
+        average, until k in a row are distinct, beginning anew whenever an expert comes twice; and the largest error of
+        a probability, relative to it.
     """
-    weights, acceptance, errors = _weights(inclusion, k)
-    return weights, acceptance, float(errors.max(initial=0.0))
+    weights, draws, errors = _weights(inclusion, k)
+    return weights, draws, float(errors.max(initial=0.0))
 
 
 def _coarse(fine: Floats) -> Floats:
@@ -87,17 +88,22 @@ def _tables(inclusion: Floats, k: int) -> tuple[Floats, Floats]:
 def _weights(inclusion: Floats, k: int) -> tuple[Floats, Floats, Floats]:
     """`sampling_weights`, with the error of each row.
 
-    k draws in proportion to w are distinct with probability k! e_k(w) / (sum of w)^k.
+    r draws in proportion to w are distinct with probability D(r) = r! e_r(w) / (sum of w)^r. A try takes
+    D(0) + ... + D(k-1) draws on average, and 1 / D(k) tries are needed.
     """
     rows, n = inclusion.shape
-    weights, acceptance, errors = np.empty((rows, n)), np.empty(rows), np.empty(rows)
+    weights, draws, errors = np.empty((rows, n)), np.empty(rows), np.empty(rows)
     suffix = np.zeros((n + 1, k + 1))
     for row in range(rows):
         errors[row] = _solve_weights(inclusion[row], weights[row], suffix)
-        acceptance[row] = suffix[0, k]
+        total, tries, distinct = weights[row].sum(), 0.0, 1.0
         for r in range(k):
-            acceptance[row] *= (r + 1) / weights[row].sum()
-    return weights, acceptance, errors
+            tries += distinct
+            distinct = suffix[0, r + 1]
+            for factor in range(1, r + 2):
+                distinct *= factor / total
+        draws[row] = tries / max(distinct, 1e-300)
+    return weights, draws, errors
 
 
 @njit(cache=True)

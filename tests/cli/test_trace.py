@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,16 @@ def test_a_truncated_trace_and_a_pickle_are_refused(refused, folder, trace):
     assert refused("trace", "stats", "cut.parquet").startswith("cut.parquet: cannot be read")
     (folder / "dump.pt").write_bytes(pickle.dumps(1))
     assert refused("trace", "stats", "dump.pt").startswith("dump.pt: is a pickle")
+
+
+def test_a_shipped_model_has_all_its_layers(refused, moesim, folder):
+    made = random_trace(lengths=(3,), layers=31, experts=8)
+    write_routing_trace(replace(made, model="mixtral-8x7b"), folder / "less.parquet")
+    message = "less.parquet: model mixtral-8x7b: is routing of another model: it has 31 MoE layers, top 2 of 8 experts"
+    assert refused("trace", "stats", "less.parquet").startswith(message)
+    assert refused("trace", "import", "less.parquet", "--format", "trace", "-o", "t.parquet").startswith(message)
+    assert not (folder / "t.parquet").exists()
+    assert moesim("trace", "stats", "less.parquet", "--model", "part-of-mixtral").code == 0
 
 
 def test_import_of_a_trace(moesim, folder):

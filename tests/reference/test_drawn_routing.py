@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from moesim.simulator.simulate import simulate
+from moesim.workloads.load_statistics import mutual_information_bits
 from moesim.workloads.routing_draw import TokenRouter, count_transitions
 from moesim.workloads.routing_files import read_routing_trace, write_routing_trace
-from moesim.workloads.routing_fit import fit_profile, measure_overlap, mutual_information
+from moesim.workloads.routing_fit import fit_profile, measure_overlap
 from moesim.workloads.routing_trace import RoutingTrace
 
 pytestmark = [pytest.mark.reference, pytest.mark.slow]
@@ -63,7 +64,7 @@ def imbalance(trace: RoutingTrace) -> NDArray[np.float64]:
 
 def information(trace: RoutingTrace) -> NDArray[np.float64]:
     """Bits between experts of adjacent layers, mean of layers."""
-    return np.array([mutual_information(count_transitions(trace.expert, 32).astype(np.float64)).mean()])
+    return np.array([mutual_information_bits(count_transitions(trace.expert, 32)).mean()])
 
 
 def reuse(trace: RoutingTrace) -> NDArray[np.float64]:

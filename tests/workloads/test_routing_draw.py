@@ -14,7 +14,7 @@ from moesim.workloads.routing_draw import MAX_TOP_K, TokenRouter, TraceRouter, c
 from moesim.workloads.routing_files import read_routing_profile, read_routing_trace
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_trace import RoutingTrace
-from moesim.workloads.routing_weights import sampling_tables
+from moesim.workloads.routing_weights import sampling_tables, sampling_weights
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs/routing/gpt-oss-20b.npz"
 TRACE = "routing/gpt-oss-20b/gpt-oss-20b_decode_top4_ids.npz"
@@ -68,6 +68,16 @@ def test_inclusion_probabilities_by_enumeration(weights: list[float], k: int) ->
     total = sum(products.values())
     found = np.array([sum(p for chosen, p in products.items() if i in chosen) for i in range(n)]) / total
     np.testing.assert_allclose(found, np.minimum(inclusion[0], 1.0), atol=1.1e-5)
+
+
+def test_draws_until_distinct_by_hand() -> None:
+    inclusion = np.array([[0.5] * 4, [0.8, 0.4, 0.4, 0.4]])
+    weights, draws, _ = sampling_weights(inclusion, 2)
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(draws, 2 / (1 - (shares**2).sum(axis=1)))  # two draws a try, and the chance of a pair
+    assert draws[0] == pytest.approx(8 / 3)
+    three = sampling_weights(np.full((1, 5), 0.6), 3)[1]
+    assert three == pytest.approx((1 + 1 + 4 / 5) / (4 / 5 * 3 / 5))  # the third draw only where two are distinct
 
 
 def test_sets_follow_the_maximum_entropy_distribution() -> None:

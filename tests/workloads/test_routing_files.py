@@ -192,7 +192,7 @@ def without_names(table: pa.Table) -> pa.Table:
         (with_format_9, "format: must be 1, got 9"),
         (without_names, "names: required"),
         (lambda table: table.drop_columns(["phase"]), "lacks, got ['phase']"),
-        (lambda table: table.slice(0, 3), "every request must have some"),
+        (lambda table: table.slice(0, 3), "every one of the 2 requests must have tokens"),
         (lambda table: table.slice(0, 0), "must have tokens"),
         (
             lambda table: table.set_column(3, "expert", [table["request"]]),

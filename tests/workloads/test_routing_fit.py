@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moesim.workloads.load_statistics import mutual_information_bits
 from moesim.workloads.routing_draw import count_transitions
-from moesim.workloads.routing_fit import count_domains, expert_pairs, fit_profile, measure_overlap, mutual_information
+from moesim.workloads.routing_fit import count_domains, expert_pairs, fit_profile, measure_overlap
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import Reuse, TokenStates
 from moesim.workloads.routing_synth import synthesize_trace
@@ -38,7 +39,7 @@ def test_a_fitted_profile_draws_what_it_was_fitted_to(trace: RoutingTrace) -> No
     recorded = count_transitions(trace.expert, 8).astype(float)
     recorded /= recorded.sum(axis=(1, 2), keepdims=True)
     found = expert_pairs(fitted.states)
-    assert mutual_information(found).mean() == pytest.approx(mutual_information(recorded).mean(), rel=0.05)
+    assert mutual_information_bits(found).mean() == pytest.approx(mutual_information_bits(recorded).mean(), rel=0.05)
     independent = np.einsum("la,lb->lab", fitted.popularity[:-1], fitted.popularity[1:])
     assert abs(found - recorded).sum() < 0.35 * abs(independent - recorded).sum()
     lengths = np.full(150, 100)
@@ -76,8 +77,8 @@ def test_short_traces_get_few_states_and_no_reuse(trace: RoutingTrace) -> None:
 
 
 def test_mutual_information_in_closed_form() -> None:
-    assert mutual_information(np.eye(4)[np.newaxis]).tolist() == [2.0]
-    np.testing.assert_allclose(mutual_information(np.ones((3, 4, 4))), 0.0, atol=1e-12)
+    assert mutual_information_bits(np.eye(4)[np.newaxis]).tolist() == [2.0]
+    np.testing.assert_allclose(mutual_information_bits(np.ones((3, 4, 4))), 0.0, atol=1e-12)
 
 
 def test_overlap_by_brute_force(trace: RoutingTrace) -> None:

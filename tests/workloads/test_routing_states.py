@@ -14,8 +14,8 @@ from moesim.workloads.routing_fit import expert_pairs
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import Domains, Reuse, TokenStates
 
-PINNED = [[[3, 0], [3, 1], [1, 2], [3, 5]], [[4, 3], [5, 3], [5, 3], [5, 4]]]
-PINNED_SHARP = [[[0, 4], [1, 3], [1, 7], [3, 5]], [[0, 2], [1, 3], [3, 5], [3, 5]]]
+PINNED = [[[3, 0], [1, 4], [7, 2], [5, 3]], [[4, 3], [1, 5], [3, 6], [0, 2]]]
+PINNED_SHARP = [[[0, 4], [0, 4], [1, 7], [3, 5]], [[0, 2], [1, 3], [3, 6], [0, 2]]]
 
 
 def random_states(
@@ -52,6 +52,18 @@ def test_drawn_pairs_of_experts_are_those_of_the_states(k: int, sharp: float) ->
     np.testing.assert_allclose(pairs, expert_pairs(states), atol=5 * np.sqrt(0.06 / 40_000))
     loads = np.stack([np.bincount(experts[:, layer].ravel(), minlength=8) for layer in range(4)]) / (40_000 * k)
     np.testing.assert_allclose(loads, states.popularity(), atol=5 * np.sqrt(0.25 / 40_000))
+
+
+@pytest.mark.parametrize(("experts", "exponent"), [(16, 0.0), (24, 0.5)])
+def test_layers_share_no_random_numbers(experts: int, exponent: float) -> None:
+    """It takes three tries on average until the top 6 are distinct: layers use many numbers, and not equally many."""
+    k, layers, tokens = 6, 4, 40_000
+    popularity = limit_shares(np.arange(1.0, experts + 1.0)[np.newaxis] ** -exponent, k)[0]
+    states = TokenStates(np.ones(1), np.ones((layers - 1, 1, 1)), np.tile(popularity, (layers, 1, 1)))
+    chosen = drawn(profile_of(states, k), tokens, 1)[:, 0]
+    common = (chosen[:, 1:, :, None] == chosen[:, :-1, None, :]).sum(axis=(2, 3))
+    expected = ((popularity * k) ** 2).sum()
+    np.testing.assert_allclose(common.mean(axis=0), expected, atol=5 * common.std() / np.sqrt(tokens))
 
 
 def test_reuse_changes_no_single_token() -> None:

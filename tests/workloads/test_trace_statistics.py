@@ -280,3 +280,35 @@ def test_published_trace(reference_data: Path):
     drift = loads.total_variation(found.half_load[:, 0], found.half_load[:, 1]).mean()
     chance = loads.total_variation(found.random_half_load[:, 0], found.random_half_load[:, 1]).mean()
     assert drift > 4 * chance
+
+
+@pytest.mark.reference
+def test_a_slice_of_the_published_trace_counted_by_hand(reference_data: Path):
+    """The first 60 tokens of three requests in three layers, all statistics in plain Python."""
+    whole = read_routing_trace(reference_data / "routing/gpt-oss-20b/gpt-oss-20b_decode_top4_ids.npz")
+    some = whole.select([5, 300, 650])
+    rows = np.flatnonzero(some.position - some.position[some.offset[some.request]] < 60)
+    columns = {name: getattr(some, name)[rows] for name in ("request", "position", "phase")}
+    trace = replace(some, expert=np.ascontiguousarray(some.expert[rows, 10:13]), **columns)
+    found = trace_statistics(trace, TraceSettings(lags=(1, 4), segment_lengths=(16,), horizons=(16,)))
+    policies = {("lru", 0): plain.lru, ("lfu", 0): plain.lfu, ("belady", 0): plain.belady}
+    policies["segment", 16] = plain.segment(16)
+    for layer in range(trace.layers):
+        spans = pairwise(trace.offset.tolist())
+        requests = [[tuple(token) for token in trace.expert[begin:end, layer].tolist()] for begin, end in spans]
+        counts = Counter(expert for token in flat(requests) for expert in token)
+        busiest = max(counts.values()) / (4 * trace.tokens / 32)
+        assert loads.max_over_mean(found.load)[layer] == pytest.approx(busiest)
+        entropy = -sum(c / (4 * trace.tokens) * math.log2(c / (4 * trace.tokens)) for c in counts.values())
+        assert loads.entropy_bits(found.load)[layer] == pytest.approx(entropy)
+        for lag in (1, 4):
+            shared = [len({*now} & {*then}) / 4 for r in requests for now, then in zip(r[lag:], r, strict=False)]
+            assert found.reuse[lag].by_token()[layer] == pytest.approx(sum(shared) / len(shared))
+        assert found.segments[16].chunk_sparsity()[layer] == pytest.approx(plain.sparsity(requests, 32, 16))
+        assert found.segments[16].best_routing()[0][layer] == pytest.approx(plain.best_f1([requests], 32, 16))
+        for rule, policy in policies.items():
+            for size in (4, 8, 16):
+                counted = found.caches[rule].hits[layer, :size].sum()
+                assert counted == plain.hit_count(requests, size, policy)
+        reached = Counter(len({expert // 8 for expert in token}) for token in flat(requests))
+        assert found.reached["4 devices"][layer].tolist() == [reached[count] for count in range(5)]

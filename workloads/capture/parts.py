@@ -53,7 +53,7 @@ class Parts:
         except (OSError, ValueError) as error:
             raise DataError(str(self.folder), f"cannot be used ({error})") from None
         if earlier is not None:
-            check_same(f"{self.folder}: parts of an unfinished capture", plan, earlier)
+            check_same(f"{self.folder}: what an unfinished capture left", plan, earlier)
 
     def path(self, kind: str, batch: int) -> Path:
         """File of one batch."""
@@ -116,7 +116,8 @@ def check_same(place: str, plan: Mapping[str, Any], earlier: Mapping[str, Any]) 
     for key, value in plan.items():
         if earlier.get(key) != value:
             shown = {"weights": "other weights", "prompts": "other texts"}.get(key, f"{key} {earlier.get(key)!r}")
-            rule = f"hold a capture with {shown}; remove them, name another --out, or repeat that capture"
+            way_out = "remove it, name another --out, or repeat that one"
+            rule = f"must be of this capture, and is of one with {shown}; {way_out}"
             raise DataError(place, rule if key in {"weights", "prompts"} else f"{rule} (now {value!r})")
 
 

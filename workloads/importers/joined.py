@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import DataError
-from moesim.workloads.importers.recorded import ImportOptions
+from moesim.workloads.importers.recorded import ImportOptions, check_shipped
 from moesim.workloads.importers.safe_files import check_file
 from moesim.workloads.routing_files import read_routing_trace
 from moesim.workloads.routing_trace import RoutingTrace
@@ -23,6 +23,7 @@ def read_traces(paths: Sequence[Path], options: ImportOptions) -> RoutingTrace:
     for path in paths:
         check_file(path, ".parquet", ".npz")
         traces.append(read_routing_trace(path, options.model, options.experts))
+        check_shipped(traces[-1])
     first = traces[0]
     for path, trace in zip(paths, traces, strict=True):
         found = (trace.model, trace.experts, trace.layers, trace.top_k)

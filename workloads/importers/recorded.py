@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moesim.configs.loader import shipped
 from moesim.errors import DataError, InputError
 from moesim.workloads.models import load_model
-from moesim.workloads.routing_profile import RoutingProfile, limit_shares
+from moesim.workloads.routing_profile import RoutingProfile, check_dimensions, limit_shares
 from moesim.workloads.routing_trace import DECODE, PREFILL, RoutingTrace
 
 Ints = NDArray[np.int64]
@@ -63,6 +63,18 @@ def dimensions(options: ImportOptions) -> Dimensions:
         raise InputError("model", "must have routed experts", options.model)
     ffn = moe_layers[0][1]
     return Dimensions(len(moe_layers), options.experts or ffn.experts, options.top_k or ffn.top_k)
+
+
+def check_shipped(trace: RoutingTrace) -> None:
+    """Refuse a trace that says it is of a shipped model and has other dimensions, such as a layer less.
+
+    Raises:
+        InputError: its layers, experts or top_k are not those of the model.
+    """
+    sizes = dimensions(ImportOptions(model=trace.model))
+    found = (trace.layers, trace.experts, trace.top_k)
+    wanted = (sizes.layers or trace.layers, sizes.experts or trace.experts, sizes.top_k or trace.top_k)
+    check_dimensions(f"{trace.source}: model {trace.model}", found, wanted)
 
 
 def required(name: str, value: int | None) -> int:

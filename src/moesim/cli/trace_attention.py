@@ -1,9 +1,8 @@
 """`moesim trace attention`: how sparse recorded attention is."""
 
+import math
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from moesim.cli.output import print_json, show, table
 from moesim.errors import ConfigError, InputError
@@ -41,7 +40,6 @@ def attention_command(path: Path, output: Path | None, shortest: int | None, *, 
 
 def _results(found: AttentionStatistics) -> dict[str, Any]:
     """Per layer and head, as nested lists; the kinds by name."""
-    by_length = {name: np.where(np.isnan(kept), -1, kept) for name, kept in found.kept_by_length.items()}
     return {
         "model": found.model,
         "tokens": found.tokens,
@@ -54,8 +52,8 @@ def _results(found: AttentionStatistics) -> dict[str, Any]:
         "kind": [[KINDS[kind] for kind in row] for row in found.kinds()],
         "context_keys": found.lengths.tolist(),
         "kept_fraction_by_context": {
-            name: [[None if cell < 0 else cell for cell in row] for row in kept.tolist()]
-            for name, kept in by_length.items()
+            name: [[None if math.isnan(cell) else cell for cell in row] for row in kept.tolist()]
+            for name, kept in found.kept_by_length.items()
         },
     }
 

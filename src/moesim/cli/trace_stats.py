@@ -13,6 +13,7 @@ from moesim.reports.routing_figures import FIGURES
 from moesim.reports.routing_tables import summary
 from moesim.reports.trace_report import check_folder, key_lines, plain_tables, write_trace_report
 from moesim.simulator.placement import load_placement
+from moesim.workloads.importers.recorded import check_shipped
 from moesim.workloads.models import load_model
 from moesim.workloads.routing_files import read_routing_trace
 from moesim.workloads.routing_trace import RoutingTrace
@@ -49,7 +50,9 @@ def stats_command(
         raise ConfigError("--figures", f"must be one of {', '.join(_KINDS)}", figures)
     if out is not None:
         check_folder(out)
-    trace = _group(read_routing_trace(path, about["model"], about["experts"]), about["group"])
+    whole = read_routing_trace(path, about["model"], about["experts"])
+    check_shipped(whole)
+    trace = _group(whole, about["group"])
     chosen = _settings(settings, tuple(_places(trace, **places)))
     with progress_bar("counting", trace.layers, "layers") as update:
         found = trace_statistics(trace, chosen, lambda done, _: update(done))
@@ -77,8 +80,8 @@ def _group(trace: RoutingTrace, group: str | None) -> RoutingTrace:
         return trace
     kept = np.flatnonzero(np.array(trace.groups) == group)
     if not kept.size:
-        names = sorted(set(trace.groups))
-        raise ConfigError("--group", f"must be one of {', '.join(names)}", group)
+        names = ", ".join(sorted(set(trace.groups) - {""}))
+        raise ConfigError("--group", f"must be one of {names}" if names else "this trace does not say groups", group)
     return trace.select(kept)
 
 
