@@ -193,7 +193,8 @@ class StepSimulator:
             traffic = self._no_traffic(len(slots))
         operators = self.system.device.stated_errors(self.plan.lower_features(features, slots))
         links = self.system.interconnect.stated_errors(self.collectives.table(features, traffic, slots))
-        return np.concatenate([*operators, links, (np.nan, np.nan)])
+        others = np.full(len(self.names) - self.host_rows.start, np.nan)
+        return np.concatenate([*operators, links, others])
 
     def _dispatch(self, routed: Routed | None, repeats: int) -> tuple[NDArray[np.int64] | None, Traffic]:
         """Tokens of each expert slot, and what devices have to send each other for them."""

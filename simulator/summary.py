@@ -133,7 +133,7 @@ def _kernel_error(served: Served) -> dict[str, float | None]:
     for stage in served.stages:
         totals, tasks, errors = stage.totals, stage.tasks_per_row, stage.stated_errors()
         busy_s = totals.time_s * tasks
-        busy_s[stage.host_row] = 0.0
+        busy_s[stage.host_rows] = 0.0
         inside_s = np.where(np.isnan(errors), 0.0, busy_s - totals.extrapolated_s * tasks)
         time_s.append(busy_s)
         fitted_s.append(inside_s)

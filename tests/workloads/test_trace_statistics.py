@@ -288,8 +288,9 @@ def test_a_slice_of_the_published_trace_counted_by_hand(reference_data: Path):
     whole = read_routing_trace(reference_data / "routing/gpt-oss-20b/gpt-oss-20b_decode_top4_ids.npz")
     some = whole.select([5, 300, 650])
     rows = np.flatnonzero(some.position - some.position[some.offset[some.request]] < 60)
-    columns = {name: getattr(some, name)[rows] for name in ("request", "position", "phase")}
-    trace = replace(some, expert=np.ascontiguousarray(some.expert[rows, 10:13]), **columns)
+    columns: dict[str, Any] = {name: getattr(some, name)[rows] for name in ("request", "position", "phase")}
+    columns["expert"] = np.ascontiguousarray(some.expert[rows, 10:13])
+    trace = replace(some, **columns)
     found = trace_statistics(trace, TraceSettings(lags=(1, 4), segment_lengths=(16,), horizons=(16,)))
     policies = {("lru", 0): plain.lru, ("lfu", 0): plain.lfu, ("belady", 0): plain.belady}
     policies["segment", 16] = plain.segment(16)

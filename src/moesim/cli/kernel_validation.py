@@ -1,7 +1,8 @@
 """What `moesim validate kernels` does."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ def kernels_command(request: Request, *, as_json: bool) -> None:
     if request.out is not None:
         _make_folder(request.out)
     if request.measured is not None:
-        kernels, left_out, moved = _of_file(request, operators), [], []
+        kernels, left_out, moved = _of_file(request, operators), list[str](), list[TransferError]()
     else:
         kernels, left_out, moved = _of_folder(request, operators)
     if request.folds is not None:
@@ -143,9 +144,9 @@ def _refit(kernels: Sequence[Kernels], request: Request) -> list[Kernels]:
             if not can_refit(one):
                 changed.append(one)
                 continue
-            start = done * (request.folds + 1)
             prices = prices_of(one.gpu, one.framework)
-            changed.append(refitted(one, prices, settings, lambda made, _, start=start: update(start + made)))
+            report = partial(_move, update, done * (request.folds + 1))
+            changed.append(refitted(one, prices, settings, report))
             done += 1
     return changed
 
@@ -198,3 +199,8 @@ def _transfer_table(moved: Sequence[TransferError]) -> list[Any]:
     for one in moved:
         shown.add_row(*one.cells())
     return ["from other families, by physics and data sheets alone", shown]
+
+
+def _move(update: Callable[[int], None], start: int, made: int, _total: int) -> None:
+    """Move a bar of all refits while one of them goes on."""
+    update(start + made)

@@ -29,7 +29,7 @@ def shipped() -> GPU:
 
 
 def products():
-    return [replace(one, dtype="bf16") for one in all_problems() if one.kernel == "gemm" and one.dtype == "fp16"]
+    return [replace(one, dtype="bf16") for one in all_problems() if isinstance(one, Gemm) and one.dtype == "fp16"]
 
 
 @pytest.fixture

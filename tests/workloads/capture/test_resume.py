@@ -85,6 +85,16 @@ def test_goes_on_where_it_was_stopped(model, text, tmp_path, batches_run):
     assert same(attention, tmp_path / "a.parquet")
 
 
+def test_a_batch_of_which_one_file_is_missing_is_run_again(model, text, tmp_path, batches_run):
+    out, attention = tmp_path / "trace.parquet", tmp_path / "attention.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        capture(model, [text], out, SETTINGS, attention=attention, progress=stop_after(50))
+    (tmp_path / "trace.parquet.parts" / "attention-000001.parquet").unlink()  # killed between the two files of a batch
+    assert capture(model, [text], out, SETTINGS, attention=attention).captured_tokens == 5 * 20
+    assert batches_run == [0, 1, 2, 1, 2, 3, 4, 5]
+    assert pq.read_metadata(attention).num_rows == REQUESTS * (1 + 4)  # the first position, and the decoded ones
+
+
 def start(*arguments: object) -> "subprocess.Popen[str]":
     """A capture in a process of its own: tests before may have set PyTorch's threads here, and sums depend on them."""
     command = [sys.executable, "-c", CAPTURE, *map(str, arguments)]
@@ -111,6 +121,22 @@ def test_a_finished_capture_is_not_repeated(model, text, tmp_path, batches_run):
     assert capture(model, [text], out, SETTINGS).captured_tokens == 0
     assert out.stat().st_mtime_ns == written
     assert len(batches_run) == REQUESTS
+
+
+def test_temperature_sharpens_and_flattens_the_draw_of_tokens(model, text, tmp_path):
+    decoded = {}
+    for temperature in (0.0, 1e-6, 1.0, 1e6):
+        out = tmp_path / f"{temperature}.parquet"
+        settings = CaptureSettings(
+            prompt_tokens=48, decode_tokens=80, temperature=temperature, seed=3, tokenizer="bytes"
+        )
+        capture(model, [text], out, settings)
+        table = pq.read_table(out, columns=["phase", "token"])
+        decoded[temperature] = table["token"].to_numpy()[table["phase"].to_numpy() == 1].tolist()
+    assert decoded[1e-6] == decoded[0.0]
+    kinds = [len(set(tokens)) for tokens in decoded.values()]
+    assert kinds[1] < kinds[2] < kinds[3]
+    assert 100 < kinds[3] < 160  # 160 draws from 256 bytes: 119 different ones if all are equally likely
 
 
 def test_a_request_does_not_depend_on_what_runs_beside_it(model, text, tmp_path):
@@ -142,9 +168,9 @@ def test_parts_of_another_model_are_refused(model, save_model, text, tmp_path):
     out = tmp_path / "trace.parquet"
     with pytest.raises(KeyboardInterrupt):
         capture(model, [text], out, SETTINGS, progress=stop_after(50))
-    with pytest.raises(DataError, match="hold a capture with model 'olmoe'"):
+    with pytest.raises(DataError, match="must be of this capture, and is of one with model 'olmoe'"):
         capture(str(save_model("mixtral")), [text], out, SETTINGS)
-    with pytest.raises(DataError, match="hold a capture with other weights"):
+    with pytest.raises(DataError, match="is of one with other weights"):
         capture(str(save_model("olmoe", seed=1)), [text], out, SETTINGS)
 
 
