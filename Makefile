@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## Simulate one scenario and show what it returned
 capture: $(INSTALLED_CAPTURE)  ## Install PyTorch and transformers: without them, the tests of capture are skipped
 
 test: $(INSTALLED_DEV)  ## Run the tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(INSTALLED_DEV)  ## Check style, formatting, types and layers
 	@$(BIN)/ruff check --quiet
