@@ -38,9 +38,9 @@ def product_errors(fits: "Mapping[str, GpuFit]", models: Iterable[tuple[int, int
                     errors[plane, list(DTYPES).index(dtype)] = fit.error
     ungated = errors[PLANES.index("ungated_experts")]
     errors[PLANES.index("ungated_experts")] = np.where(np.isnan(ungated), errors[PLANES.index("experts")], ungated)
-    for plane, dtype, model in models:
+    for plane, column, model in models:
         if plane < len(_FORMS):
-            errors[plane, dtype] = model.error
+            errors[plane, column] = model.error
     return errors
 
 

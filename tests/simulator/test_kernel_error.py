@@ -27,13 +27,13 @@ def test_the_error_is_a_mean_over_the_greatest_operators(tiny) -> None:
     busy[stage.host_row] = 0
     inside = busy - stage.totals.extrapolated_s * stage.tasks_per_row
     operators = {name: [row for row, own in enumerate(stage.names) if own == name] for name in set(stage.names)}
-    total, taken, weight, error = busy.sum(), 0.0, 0.0, 0.0
+    total, taken, weight, error = float(busy.sum()), 0.0, 0.0, 0.0
     for rows in sorted(operators.values(), key=lambda rows: -busy[rows].sum()):
         if taken < 0.9 * total:
-            taken += busy[rows].sum()
+            taken += float(busy[rows].sum())
             known = [row for row in rows if np.isfinite(errors[row])]
-            weight += inside[known].sum()
-            error += errors[known] @ inside[known]
+            weight += float(inside[known].sum())
+            error += float(errors[known] @ inside[known])
     summary = simulate(scenario).summary
     assert summary[KEY] == pytest.approx(error / weight)
     assert summary[SHARE] == pytest.approx(weight / total)

@@ -1,7 +1,8 @@
 """What `moesim validate kernels` does."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ def kernels_command(request: Request, *, as_json: bool) -> None:
     if request.out is not None:
         _make_folder(request.out)
     if request.measured is not None:
-        kernels, left_out, moved = _of_file(request, operators), [], []
+        kernels, left_out, moved = _of_file(request, operators), list[str](), list[TransferError]()
     else:
         kernels, left_out, moved = _of_folder(request, operators)
     if request.folds is not None:
@@ -143,11 +144,15 @@ def _refit(kernels: Sequence[Kernels], request: Request) -> list[Kernels]:
             if not can_refit(one):
                 changed.append(one)
                 continue
-            start = done * (request.folds + 1)
-            prices = prices_of(one.gpu, one.framework)
-            changed.append(refitted(one, prices, settings, lambda made, _, start=start: update(start + made)))
+            before, prices = done * (request.folds + 1), prices_of(one.gpu, one.framework)
+            changed.append(refitted(one, prices, settings, partial(_advance, update, before)))
             done += 1
     return changed
+
+
+def _advance(update: Callable[[int], None], before: int, made: int, _: int) -> None:
+    """Progress within one fit, after `before` steps of others."""
+    update(before + made)
 
 
 # --- output ----------------------------------------------------------------------------------------------------------

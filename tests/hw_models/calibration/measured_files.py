@@ -1,5 +1,6 @@
 """Files of `moesim measure` as a GPU with known parameters would give them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from moesim.hw_models.measure.problem import Problem
 
 
 def write_as_measured(
-    path: Path, problems: list[Problem], gpu: GPU, noise: float = 0.0, multiprocessors: int = 0
+    path: Path, problems: Sequence[Problem], gpu: GPU, noise: float = 0.0, multiprocessors: int = 0
 ) -> None:
     """Write `problems` as solved by torch on `gpu`, each time off by a normal factor of spread `noise`."""
     count = multiprocessors or int(gpu.config.multiprocessors.value)

@@ -28,8 +28,8 @@ def shipped() -> GPU:
     return processor
 
 
-def products():
-    return [replace(one, dtype="bf16") for one in all_problems() if one.kernel == "gemm" and one.dtype == "fp16"]
+def products() -> list[Gemm]:
+    return [replace(one, dtype="bf16") for one in all_problems() if isinstance(one, Gemm) and one.dtype == "fp16"]
 
 
 @pytest.fixture
