@@ -30,9 +30,9 @@ def test_the_error_is_a_mean_over_the_greatest_operators(tiny) -> None:
     total, taken, weight, error = float(busy.sum()), 0.0, 0.0, 0.0
     for rows in sorted(operators.values(), key=lambda rows: -busy[rows].sum()):
         if taken < 0.9 * total:
-            taken += busy[rows].sum()
+            taken += float(busy[rows].sum())
             known = [row for row in rows if np.isfinite(errors[row])]
-            weight += inside[known].sum()
+            weight += float(inside[known].sum())
             error += float(errors[known] @ inside[known])
     summary = simulate(scenario).summary
     assert summary[KEY] == pytest.approx(error / weight)

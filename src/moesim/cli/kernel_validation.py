@@ -144,11 +144,15 @@ def _refit(kernels: Sequence[Kernels], request: Request) -> list[Kernels]:
             if not can_refit(one):
                 changed.append(one)
                 continue
-            prices = prices_of(one.gpu, one.framework)
-            report = partial(_move, update, done * (request.folds + 1))
-            changed.append(refitted(one, prices, settings, report))
+            before, prices = done * (request.folds + 1), prices_of(one.gpu, one.framework)
+            changed.append(refitted(one, prices, settings, partial(_advance, update, before)))
             done += 1
     return changed
+
+
+def _advance(update: Callable[[int], None], before: int, made: int, _: int) -> None:
+    """Progress within one fit, after `before` steps of others."""
+    update(before + made)
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
@@ -199,8 +203,3 @@ def _transfer_table(moved: Sequence[TransferError]) -> list[Any]:
     for one in moved:
         shown.add_row(*one.cells())
     return ["from other families, by physics and data sheets alone", shown]
-
-
-def _move(update: Callable[[int], None], start: int, made: int, _total: int) -> None:
-    """Move a bar of all refits while one of them goes on."""
-    update(start + made)

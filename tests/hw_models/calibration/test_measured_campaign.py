@@ -28,7 +28,7 @@ def shipped() -> GPU:
     return processor
 
 
-def products():
+def products() -> list[Gemm]:
     return [replace(one, dtype="bf16") for one in all_problems() if isinstance(one, Gemm) and one.dtype == "fp16"]
 
 
