@@ -89,12 +89,24 @@ class SchedulerSettings(Config):
         "all_gather_reduce_scatter (all to all, vLLM's default); all_reduce (the same by sums, vLLM's former naive); "
         "deepep_normal, deepep_low_latency; or deepep, low-latency in steps without prompts, else normal (SGLang)",
     )
+    foreign_expert_traffic: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="where a rank gets all tokens: share of the activations of those whose experts are elsewhere that "
+        "its kernels move all the same; fitted to kernels measured on one rank of several: 0.70 to 0.79 for Triton's, "
+        "0.02 to 0.09 for CUTLASS's",
+    )
     kernels: Literal["vllm", "sglang", "trtllm"] | None = Field(
         None,
         description="framework whose kernels the devices run, where the device has a set of them; by default those that"
         " the device describes",
     )
     source: str = Field("", description="where the settings come from")
+
+    def foreign_share(self, dp: int) -> float:
+        """`foreign_expert_traffic` where ranks get all tokens: without data-parallel attention, or by a gather."""
+        return self.foreign_expert_traffic if dp == 1 or self.communication.gathers else 0.0
 
     @property
     def communication(self) -> Communication:

@@ -96,7 +96,9 @@ class StepSimulator:
         p = self.parallelism
         slots = self.placement.slots_per_rank if self.placement else None
         self.host = self.settings.host
-        self.plan = OperatorPlan(self.model, tp=p.tp, dp=p.dp, ep=p.ep, slots=slots, layers=self.layers)
+        foreign = self.settings.foreign_share(p.dp)
+        cut = {"tp": p.tp, "dp": p.dp, "ep": p.ep}
+        self.plan = OperatorPlan(self.model, **cut, slots=slots, layers=self.layers, foreign_share=foreign)
         self.collectives = CollectivePlan(
             self.plan, self.system.devices_per_node, self.settings.communication, self.first_device
         )

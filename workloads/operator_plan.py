@@ -77,6 +77,7 @@ class OperatorPlan:
         ep: int = 1,
         slots: int | None = None,
         layers: range | None = None,
+        foreign_share: float = 0.0,
     ) -> None:
         """Build the plan; that the numbers divide is the caller's to check.
 
@@ -87,9 +88,11 @@ class OperatorPlan:
             ep: expert parallelism; the experts' own tensor parallelism is tp * dp / ep.
             slots: expert slots per expert-parallel rank, replicas counted; experts / ep if None.
             layers: the layers of one pipeline stage; all of them if None.
+            foreign_share: of the traffic of tokens whose expert is on another rank, what expert kernels move too.
         """
         self.model, self.tp, self.dp, self.ep = model, tp, dp, ep
         self.moe_tp = tp * dp // ep
+        self.foreign_share = foreign_share
         self.layer_range = layers or range(len(model.layers))
         self.windows = spans(model)
         self.activation_bytes = DTYPES[model.dtypes.activations].bytes
@@ -156,7 +159,7 @@ class OperatorPlan:
         if self.experts is None or slot_tokens is None:
             return self._template.with_columns(dense | counted)
         tokens = slot_tokens.reshape(-1, self.experts.slots)
-        routed = _expert_columns(self.experts, tokens, DTYPES[self.model.dtypes.activations].bytes)
+        routed = _expert_columns(self, self.experts, tokens)
         columns: dict[str, Any] = {name: np.concatenate([dense[name], routed[name]]) for name in dense}
         return self._template.with_columns(columns | counted | {"expert_tokens": tokens})
 
@@ -270,14 +273,17 @@ def _expert_shape(plan: OperatorPlan, slots: int | None) -> ExpertShape | None:
     return ExpertShape(layers, block, slots or block.experts // plan.ep, model.hidden, inner, expert_bytes)
 
 
-def _expert_columns(shape: ExpertShape, tokens: NDArray[np.int64], activation_bytes: float) -> dict[str, Any]:
+def _expert_columns(plan: OperatorPlan, shape: ExpertShape, tokens: NDArray[np.int64]) -> dict[str, Any]:
     """Step-dependent columns of the experts' rows.
 
     Bytes per token: its input, the up-projections' outputs written and read again by the activation function, that
-    function's output written and read again by the down-projection, and the result.
+    function's output written and read again by the down-projection, and the result. Of tokens whose expert is on
+    another rank, the plan's `foreign_share` of that.
     """
     up, inner, hidden = shape.block.up_matrices, shape.inner, shape.hidden
     total = tokens.sum(axis=1)
+    foreign = np.repeat(total.reshape(-1, plan.ep).sum(axis=1), plan.ep) - total
+    moved = (total + plan.foreign_share * foreign) * ((hidden + (up + 1) * inner) * plan.activation_bytes)
     touched = np.count_nonzero(tokens, axis=1)
     none = np.zeros(len(total))
     return {
@@ -285,8 +291,8 @@ def _expert_columns(shape: ExpertShape, tokens: NDArray[np.int64], activation_by
         "decode_m": np.zeros_like(total),
         "flops": total * (2.0 * hidden * inner * (up + 1)),
         "weight_bytes_read": touched * shape.expert_bytes,
-        "read_bytes": total * ((hidden + (up + 1) * inner) * activation_bytes),
-        "write_bytes": total * ((hidden + (up + 1) * inner) * activation_bytes),
+        "read_bytes": moved,
+        "write_bytes": moved,
         "decode_flops": none,
         "decode_read_bytes": none,
     }

@@ -230,3 +230,19 @@ def test_attention_rows_know_their_sequences_and_what_a_pair_costs():
     prefill_flops = table.flops[attention] - table.decode_flops[attention]
     pairs = 50 * 100 + 50 * 51 // 2 + 20 * 21 // 2
     assert np.all(prefill_flops == table.prefill_pair_flops[attention] * pairs)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_kernels_may_move_tokens_whose_experts_are_elsewhere(share):
+    model = load_model("mixtral-8x7b")
+    tokens = np.random.default_rng(0).integers(0, 20, (32, 8))
+    step = make_step([(1, 10)] * 4, ranks=2)
+    shares = (0.0, share)
+    plain, moving = (OperatorPlan(model, dp=2, ep=2, foreign_share=s).lower(step, tokens) for s in shares)
+    rows = plain.grouped_rows
+    own = tokens.reshape(32, 2, 4).sum(axis=2)
+    expected = ((own + share * own[:, ::-1]) / own).ravel()
+    for column in ("read_bytes", "write_bytes"):
+        assert getattr(moving, column)[rows] == pytest.approx(getattr(plain, column)[rows] * expected)
+    assert (moving.flops == plain.flops).all()
+    assert (moving.m == plain.m).all()
