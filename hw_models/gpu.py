@@ -56,8 +56,9 @@ class GpuConfig(Fitted, ProductKernels):
     )
     residual: str | None = Field(
         default=None,
-        description="File in configs/devices/residuals with learned corrections of products and experts; none: physics"
-        " alone. They apply to the very parameters that they were learned beside, and inside the calibrated range.",
+        description="File in configs/devices/residuals with learned corrections of products, experts and attention"
+        " kernels; none: physics alone. They apply to the very parameters that they were learned beside, and inside the"
+        " calibrated range.",
     )
     default_kernels: str = Field(default="", description="Framework whose kernels the above describes, if measured.")
     active_power: Parameter[Watts] = Field(

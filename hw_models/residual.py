@@ -1,8 +1,8 @@
 """Learned corrections of fitted prices: small boosted trees in plain arrays, an optional second step after physics.
 
-A model belongs to one form of work and one weight format, and to the very parameters it was trained beside: with any
-other value of these, as hypothetical devices have them, it does not apply, and physics is all there is. Models never
-apply outside the calibrated range, and never by more than they saw.
+A model belongs to one form of work and one weight format, or to one attention kernel, and to the very parameters it was
+trained beside: with any other value of these, as hypothetical devices have them, it does not apply, and physics is all
+there is. Models never apply outside the calibrated range, and never by more than they saw.
 """
 
 import hashlib

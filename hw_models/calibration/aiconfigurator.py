@@ -27,6 +27,12 @@ FOREIGN_SHARE = {"triton": 0.75, "": 0.05}
 """Share of the traffic of a pair of token and expert that is moved although the expert is on another rank, by what the
 name of the kernel contains. Triton's kernels keep rows of zeros for such pairs; CUTLASS's sort them out. Fitted: 0.70
 to 0.79 and 0.02 to 0.09 (vLLM 0.24.0 on H100 and H200, SGLang 0.5.14 and TensorRT-LLM 1.3.0rc20 on H200)."""
+_COPIES = 6
+"""Weights that the collectors multiply by in turn, so that L2 does not keep them (collect_gemm.py; bf16 and fp8)."""
+_KEEPS_COPIES = {"rtx_pro_6000": (128 * 2**20, 1.597e12)}
+"""L2 capacity and DRAM bandwidth of GPUs whose L2 does keep so many copies. Up to 21 MB of weights, small products of
+bf16 on the RTX PRO 6000 run at 2.6 TB/s, above at the 1.5 of its DRAM. A100, H100 and H200 do not."""
+_NOTICEABLE = 0.1
 _S_PER_MS = 1e-3
 _FIRST_NEW_VLLM = (0, 17)
 """Before, vLLM's collector measured gated experts of every model, and gave what rounding left to leading experts."""
@@ -68,6 +74,23 @@ def read_products(folder: Path, framework: str = "*") -> list[Measured[OperatorT
             source = _source(path, part, f"gemm {dtype}")
             time_s = part.latency.to_numpy(np.float64) * _S_PER_MS
             measured.append(Measured(product_table(m, n, k, dtype), time_s, group_numbers([n, k]), source, labels))
+    return measured
+
+
+def without_kept_weights(measured: Measured[OperatorTable], folder: Path) -> Measured[OperatorTable]:
+    """`measured` products without those whose weights L2 kept from one run to the next; in a model others come between.
+
+    Rows stay in which reading the weights from DRAM would be less than a tenth of the time.
+
+    Args:
+        measured: single products in bf16 or fp8.
+        folder: of the GPU that they are from.
+    """
+    for gpu, (l2_bytes, bytes_per_s) in _KEEPS_COPIES.items():
+        if folder.name.startswith(gpu):
+            weight_bytes = measured.table.weight_bytes_read
+            noticed = weight_bytes / bytes_per_s > _NOTICEABLE * measured.time_s
+            return measured.take(np.flatnonzero(~noticed | (_COPIES * weight_bytes > l2_bytes)))
     return measured
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
-from moesim.hw_models.calibration.campaign import OPERATORS, measured_sets, plans
+from moesim.hw_models.calibration.campaign import PRODUCTS, measured_sets, plans
 from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.measured import Measured
 from moesim.hw_models.calibration.transfer import CHIPS, Sample, transfer
@@ -129,7 +129,7 @@ def test_products_and_experts(reference_data: Path, device: str, framework: str)
     assert isinstance(processor, GPU)
     checked = set()
     folder = gpu_folder(reference_data / "kernels/aiconfigurator", device)
-    for kind, dtype, measured in measured_sets(folder, framework, OPERATORS):
+    for kind, dtype, measured in measured_sets(folder, framework, PRODUCTS):
         for plan in plans(processor.config, kind, dtype, measured):
             fit = processor.config.fits[plan.name]
             assert fit.rows == len(plan.measured)

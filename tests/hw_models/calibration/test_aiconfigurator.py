@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from moesim.errors import DataError
-from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
+from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products, without_kept_weights
+from moesim.hw_models.calibration.measured import Measured, Source
+from moesim.hw_models.calibration.tables import product_table
 
 GEMM = pd.DataFrame(
     {
@@ -98,3 +100,13 @@ def test_missing_measurements_are_named(tmp_path: Path) -> None:
     assert gpu_folder(tmp_path, "a100-sxm") == tmp_path / "a100_sxm"
     with pytest.raises(DataError, match=r"must hold one folder h100_sxm\* \(there are: a100_sxm\)"):
         gpu_folder(tmp_path, "h100-sxm")
+
+
+def test_products_whose_weights_a_large_cache_kept_are_left_out() -> None:
+    table = product_table([1, 1, 1, 4096], [64, 2048, 8192, 2048], [64, 4096, 4096, 4096], "bf16")
+    time_s = np.array([2e-6, 7e-6, 45e-6, 300e-6])
+    source = Source("nobody", "made up", "vllm", "0", "gemm bf16")
+    measured = Measured(table, time_s, np.arange(4), source, {})
+    kept = without_kept_weights(measured, Path("rtx_pro_6000_server"))
+    assert kept.time_s.tolist() == [2e-6, 45e-6, 300e-6]  # the launch, DRAM, or computing decides
+    assert without_kept_weights(measured, Path("h200_sxm")) is measured
