@@ -23,6 +23,7 @@ from moesim.reports.validation.kernels import OTHER, PHYSICS, RESIDUAL, ROOFLINE
 from moesim.workloads.operator_table import ATTENTION, DTYPES, OperatorTable
 
 ALL_REDUCE, CUSTOM_ALL_REDUCE = (COLLECTIVES.index(name) for name in ("all_reduce", "custom_all_reduce"))
+_LATENT = "Latent attention"
 _DEVICES = 8
 """Of the systems whose links were measured."""
 
@@ -74,7 +75,10 @@ def priced(gpu: str, one: MeasuredSet, prices: "Prices") -> Kernels:
         physics_s = without_residual(processor).price(measured.table).time_s
         predictions = {ROOFLINE: roofline_s(config, measured.table), PHYSICS: physics_s, RESIDUAL: cost.time_s}
         fits = config.fits
-    outside, shapes = float(cost.extrapolated.mean()), shapes_of(measured.source, one.published, fits)
+    outside, shapes = (
+        float(cost.extrapolated.mean()),
+        shapes_of(measured.source, one.published, fits, latent=one.op.endswith("_mla")),
+    )
     version = measured.source.version
     names = (gpu, one.op, one.framework, version, one.model)
     return Kernels(*names, measured, predictions, shapes, outside, stated_mean(stated))
@@ -118,10 +122,21 @@ def link_roofline_s(link: LinkConfig, table: CollectiveTable) -> Floats:
     return seconds
 
 
-def shapes_of(source: Source, published: int, fits: Mapping[str, Fit]) -> str:
-    """`SEEN` where fits name this source as their data, none with more rows than were `published` here."""
+def shapes_of(source: Source, published: int, fits: Mapping[str, Fit], *, latent: bool = False) -> str:
+    """`SEEN` where fits name this source as their data, none with more rows than were `published` here.
+
+    Args:
+        source: of the rows.
+        published: rows of the whole set.
+        fits: calibrations by name.
+        latent: the rows are of latent attention, whose source is otherwise that of any attention.
+    """
     text = source.text
-    rows = [fit.rows for fit in fits.values() if fit.data == text or fit.data.startswith(f"{text}:")]
+    rows = [
+        fit.rows
+        for fit in fits.values()
+        if (fit.data == text or fit.data.startswith(f"{text}:")) and (_LATENT in fit.data) == latent
+    ]
     return SEEN if 0 < max(rows, default=0) <= published else OTHER
 
 

@@ -8,7 +8,9 @@ import pytest
 from moesim.simulator.result import load_result
 
 UNIT = re.compile(r"_(s|j|w|bytes|per_s|per_s_per_device|bytes_per_device|per_device_w|token_j)$")
-RATIO = re.compile(r"(_fraction|_fraction_peak|_utilization|_imbalance|_imbalance_mean|sequences_per_step_mean)$")
+RATIO = re.compile(
+    r"(_fraction|_fraction_peak|_utilization|_imbalance|_imbalance_mean|sequences_per_step_mean|_of_90_percent)$"
+)
 COMMANDS = [
     ["simulate", "tiny.yaml"],
     ["simulate", "tiny.yaml", "--concurrency", "2", "--engine", "simpy"],
