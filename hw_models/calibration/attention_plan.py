@@ -43,6 +43,11 @@ class AttentionPlan:
     space: Mapping[str, Free]
 
     @property
+    def anchors(self) -> OperatorTable | None:
+        """Work where residuals must leave physics alone (see `plans.Plan`): none."""
+        return None
+
+    @property
     def residual_name(self) -> str:
         """Name of its model in a file of residuals."""
         return f"attention.{self.name}"

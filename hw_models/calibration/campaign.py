@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import ConfigError, DataError
-from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products, without_kept_weights
+from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
 from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans, attention_sets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Settings
 from moesim.hw_models.calibration.measured import Measured
@@ -27,8 +27,6 @@ OPERATORS = (*PRODUCTS, *ATTENTION)
 _LAUNCH_BOUND = {("vllm", "fp8_block")}
 """Single products that were timed launch by launch, without a CUDA graph, so that small ones show the host; another
 framework's rows of the same kernels stand in, if there are any."""
-_ROTATED = ("bf16", "fp8")
-"""Formats of single products that were timed with several weights in turn."""
 _LONG = ">100 us"
 _FEWEST_ROWS = 1000
 _FEWEST_EXPERT_ROWS = 200
@@ -136,8 +134,7 @@ def measured_sets(
                 others = [other for (_, name), other in found.items() if name == dtype and other is not item]
                 yield from ((kind, dtype, other) for other in others[:1])
             elif len(item) >= fewest:
-                rotated = kind == "gemm" and dtype in _ROTATED
-                yield kind, dtype, without_kept_weights(item, folder) if rotated else item
+                yield kind, dtype, item
 
 
 def _dtype(measured: Measured[OperatorTable]) -> str:

@@ -57,6 +57,7 @@ class Plan:
         space: dotted names of parameters of `config`, and their bounds.
         forms, weights: what the fit covers.
         valid: least and greatest m, n, k.
+        anchors: work that was measured otherwise than it runs in a model, and where residuals must leave physics alone.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Plan:
     forms: tuple[Any, ...]
     weights: tuple[Any, ...]
     valid: dict[str, tuple[float, float]]
+    anchors: OperatorTable | None = None
 
     @property
     def residual_name(self) -> str:
@@ -114,7 +116,10 @@ class Plan:
 
 
 def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str) -> Plan:
-    """The fit of single products with weights of `dtype`."""
+    """The fit of single products with weights of `dtype`; rows labelled as kept become anchors."""
+    in_l2 = measured.labels.get("kept", np.zeros(len(measured), np.bool_))
+    anchors = measured.table.take(np.flatnonzero(in_l2)) if in_l2.any() else None
+    measured = measured.take(np.flatnonzero(~in_l2))
     used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats)
     fmt = config.formats[used]
     if used == "bf16":
@@ -141,6 +146,7 @@ def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: st
         ("gemm", "elementwise") if name == _ELEMENTWISE_FIT else ("gemm",),
         _covered(dtype),
         _valid(measured.table, with_bytes=name == _ELEMENTWISE_FIT),
+        anchors,
     )
 
 

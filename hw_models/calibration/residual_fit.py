@@ -58,27 +58,30 @@ def learn_residual(
     measured, unseen_s = plan.measured, np.empty(len(plan.measured))
     splits = folds(measured.group, len(result.fold_values), settings.seed)
     for (kept, left_out), values in zip(splits, result.fold_values, strict=True):
-        features, physics_s, usable = _inputs(plan, plan.with_values(values))
+        features, physics_s, usable, anchors = _inputs(plan, plan.with_values(values))
         used = kept[usable[kept]]
-        learner = _learn(features[used], measured.time_s[used] / physics_s[used])
+        learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors)
         unseen_s[left_out] = physics_s[left_out] * np.exp(learner.predict(features[left_out]))
     unseen = error_buckets(unseen_s, measured.time_s)
-    features, physics_s, usable = _inputs(plan, processor.config)
-    learner = _learn(features[usable], (measured.time_s / physics_s)[usable])
+    features, physics_s, usable, anchors = _inputs(plan, processor.config)
+    learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors)
     low, high = np.percentile(learner.predict(features[usable]), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
     fingerprint = processor.fingerprint(plan.residual_name)
     trees = _trees(learner, (float(low), float(high)), fingerprint, unseen["all"].mean)
     return LearnedResidual(plan.residual_name, trees, unseen, unseen_s)
 
 
-def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Features, times by physics, and which rows to learn from."""
+def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
+    """Features, times by physics, which rows to learn from, and features of anchors."""
     physics = config.model_copy(update={"residual": None})
     processor, table = GPU(plan.as_measured(physics)), plan.measured.table
-    return processor.residual_features(table), processor.price(table).time_s, plan.representative(physics)
+    features = processor.residual_features(table)
+    anchors = features[:0] if plan.anchors is None else processor.residual_features(plan.anchors)
+    return features, processor.price(table).time_s, plan.representative(physics), anchors
 
 
-def _learn(features: Floats, ratio: Floats) -> Any:
+def _learn(features: Floats, ratio: Floats, anchors: Floats) -> Any:
+    """Trees for the logarithm of `ratio` of measured time and physics, which is 0 at the anchors."""
     try:
         from sklearn.ensemble import HistGradientBoostingRegressor
     except ImportError:
@@ -92,7 +95,7 @@ def _learn(features: Floats, ratio: Floats) -> Any:
         early_stopping=False,
         random_state=0,
     )
-    return learner.fit(features, np.log(ratio))
+    return learner.fit(np.vstack([features, anchors]), np.concatenate([np.log(ratio), np.zeros(len(anchors))]))
 
 
 def _trees(learner: Any, limits: tuple[float, float], fingerprint: str, error: float) -> Trees:
