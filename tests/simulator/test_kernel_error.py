@@ -47,8 +47,9 @@ def test_a_gpu_that_nobody_measured_states_no_error(tiny) -> None:
 
 
 def test_attention_has_the_error_of_its_kernel() -> None:
-    gpu = load_device("h200-sxm").processor
-    assert isinstance(gpu, GPU)
+    shipped = load_device("h200-sxm").processor
+    assert isinstance(shipped, GPU)
+    gpu = GPU(shipped.config.model_copy(update={"residual": None}))
     heads, many = grouped_heads([32.0], [8.0], [128.0]), np.full(1, np.inf)
     prompt = Sequences(np.ones(1), np.full(1, 512.0), np.zeros(1), many)
     decodes = Sequences(np.full(1, 8.0), np.ones(1), np.full(1, 512.0), many)
@@ -61,6 +62,22 @@ def test_attention_has_the_error_of_its_kernel() -> None:
             ((prompt, decodes), max(errors)),
         ):
             assert gpu.stated_errors(attention_rows([cache], heads, *parts)) == expected
+
+
+def test_a_residual_of_attention_states_its_own_error_for_steps_of_one_phase() -> None:
+    gpu = load_device("h200-sxm").processor
+    assert isinstance(gpu, GPU)
+    models = gpu.matching_models()
+    heads, many = grouped_heads([32.0], [8.0], [128.0]), np.full(1, np.inf)
+    prompt = Sequences(np.ones(1), np.full(1, 512.0), np.zeros(1), many)
+    decodes = Sequences(np.full(1, 8.0), np.ones(1), np.full(1, 512.0), many)
+    fits = gpu.config.fits
+    names = [f"{phase}_fa3_bf16" for phase in ("prefill", "decode")]
+    stated = [models[f"attention.{name}"].error for name in names]
+    assert gpu.stated_errors(attention_rows(["bf16"], heads, prompt, None)) == stated[0] < fits[names[0]].error
+    assert gpu.stated_errors(attention_rows(["bf16"], heads, None, decodes)) == stated[1] < fits[names[1]].error
+    mixed = gpu.stated_errors(attention_rows(["bf16"], heads, prompt, decodes))
+    assert mixed == max(fits[name].error for name in names)
 
 
 def test_collectives_have_the_error_of_their_library() -> None:
