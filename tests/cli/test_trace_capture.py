@@ -90,7 +90,7 @@ def test_another_model_of_the_same_output(prepared, moesim, refused):
     (prepared / "tiny-olmoe").rename(prepared / "other")
     command = [argument.replace("tiny-olmoe", "other") for argument in COMMAND]
     message = refused(*command, "--out", "t.parquet")
-    assert message.startswith("t.parquet: hold a capture with model 'tiny-olmoe'; remove them")
+    assert message.startswith("t.parquet: must be of this capture, and is of one with model 'tiny-olmoe'; remove it")
 
 
 def test_an_interrupt_says_how_to_go_on(prepared, moesim, monkeypatch):

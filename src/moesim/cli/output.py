@@ -21,10 +21,10 @@ def show(*parts: RenderableType) -> None:
     """Print for a person: with colours on a terminal, else as plain text without spaces at the ends of lines."""
     console = Console(highlight=False, markup=False, emoji=False)
     if console.is_terminal:
-        console.print(Group(*parts))
+        console.print(Group(*parts), crop=False)
         return
     with console.capture() as captured:
-        console.print(Group(*parts))
+        console.print(Group(*parts), crop=False)
     sys.stdout.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
 
