@@ -118,12 +118,20 @@ class Replica:
         return self._play(self._step(parts, repeats), repeats, waiting, used)
 
     def _schedule(self) -> list[Scheduled]:
-        """What every rank runs next. What has only just arrived joins the step after, unless there is nothing else."""
+        """What every rank runs next. A host that works ahead knows what has just happened in the step after only."""
+        if not self.pipeline.pool.scheduler.async_host:
+            self._catch_up()
+            return [rank.schedule() for rank in self.ranks]
         parts = [rank.schedule() for rank in self.ranks]
-        arrived = [rank.take_arrivals() for rank in self.ranks]
-        if any(arrived) and not any(len(part.request) for part in parts):
+        self._catch_up()
+        if not any(len(part.request) for part in parts):
             parts = [rank.schedule() for rank in self.ranks]
         return parts
+
+    def _catch_up(self) -> None:
+        queued = [request for rank in self.ranks for request in rank.catch_up()]
+        if queued:
+            self.states.queued_s[queued] = np.fmin(self.states.queued_s[queued], self.env.now)
 
     def _repeat(self, parts: Sequence[Scheduled]) -> int:
         """Schedule the same step as often as nothing changes, up to `fast_forward`; returns how often."""

@@ -40,7 +40,7 @@ class Result:
 
     @property
     def requests(self) -> "pd.DataFrame":
-        """A row per request: arrival, first and last token, TTFT, TPOT, E2E (seconds), replica, rank, preemptions."""
+        """A row per request: arrival, when the engine saw it, tokens, TTFT, TPOT, E2E (seconds), rank, preemptions."""
         return self.frame("requests")
 
     @property

@@ -52,7 +52,7 @@ class SchedulerSettings(Config):
     async_host: bool = Field(
         False,
         description="the host prepares the next step while the devices run this one; a request that arrives "
-        "meanwhile runs in the step after the next",
+        "meanwhile runs in the step after the next, and one that ends gives its place back as late",
     )
     exposed_host_s: Seconds = Field(
         0.0, description="host time per step that devices wait for even if the host works ahead; calibrated, else 0"
@@ -130,6 +130,7 @@ class RequestStates:
     generated: Indices  # output tokens so far
     seen: Indices  # tokens that were in the cache before a preemption
     held_bytes: NDArray[np.float64]
+    queued_s: NDArray[np.float64]  # when the engine saw it first; NaN before
     rank: Indices
     preemptions: Indices
     prefix_hits: Indices  # prompt tokens that were found in the cache and never computed
@@ -149,6 +150,7 @@ class RequestStates:
             generated=np.zeros(n, dtype=np.int64),
             seen=np.zeros(n, dtype=np.int64),
             held_bytes=np.zeros(n),
+            queued_s=np.full(n, np.nan),
             rank=np.full(n, -1, dtype=np.int64),
             preemptions=np.zeros(n, dtype=np.int64),
             prefix_hits=np.zeros(n, dtype=np.int64),
@@ -180,7 +182,8 @@ class RankScheduler:
 
     Attributes:
         waiting: requests that have not started here.
-        arriving: requests that came after the next step was formed, where the host works ahead.
+        arriving: requests that came since the engine last looked.
+        leaving: requests that are done, but were not when the next step was formed, where the host works ahead.
         running: requests that have, in the order in which they were admitted.
         pulling: requests with room for their cache, which is on its way from the rank that computed it.
         parked: bytes of the caches that other ranks have yet to pull from here, by request.
@@ -212,7 +215,8 @@ class RankScheduler:
         self.capacity_bytes = self.free_bytes = kv_bytes
         self.waiting: deque[int] = deque()
         self.arriving: list[int] = []
-        self._waits_for_next_step = False
+        self.leaving: Indices = np.zeros(0, dtype=np.int64)
+        self._may_admit = False  # in the step after the one just formed
         self.running: Indices = np.zeros(0, dtype=np.int64)
         self.pulling: set[int] = set()
         self.parked: dict[int, float] = {}
@@ -234,18 +238,24 @@ class RankScheduler:
         return self.prefixes.find(request, int(self.states.prompt[request]))[0]
 
     def submit(self, request: int) -> None:
-        """Take a request into the queue."""
-        if self.settings.async_host:
-            self.arriving.append(request)
-        else:
-            self.waiting.append(request)
+        """A request has come to the engine, which will see it when it next looks (`catch_up`)."""
+        self.arriving.append(request)
 
-    def take_arrivals(self) -> bool:
-        """Queue what has arrived since the step was formed that has just been scheduled; whether there was any."""
-        self._waits_for_next_step = bool(self.arriving)
-        self.waiting.extend(self.arriving)
-        self.arriving.clear()
-        return self._waits_for_next_step
+    def catch_up(self) -> list[int]:
+        """See what has happened: requests that have come are queued, those that are done give their room back.
+
+        An engine looks before it forms a step; one whose host works ahead has formed it by then, one step earlier.
+
+        Returns:
+            The requests that are queued now.
+        """
+        queued, self.arriving = self.arriving, []
+        self.waiting.extend(queued)
+        news = bool(queued) or (len(self.leaving) > 0 and len(self.waiting) > 0)
+        self._may_admit = news and self.settings.async_host
+        self._release(self.leaving)
+        self.leaving = self.leaving[:0]
+        return queued
 
     def schedule(self) -> Scheduled:
         """Pick the next step and reserve its cache; no sequences when there is nothing to do.
@@ -342,7 +352,7 @@ class RankScheduler:
 
     def _holds(self, admitted: int) -> int:
         """Sequences that hold cache to run with, once so many more are admitted."""
-        return len(self.running) + len(self.pulling) + admitted
+        return len(self.running) + len(self.leaving) + len(self.pulling) + admitted
 
     def _start_pull(self, one: Indices) -> bool:
         """Reserve room for the cache of the first waiting request and have it pulled, if there is room."""
@@ -396,10 +406,10 @@ class RankScheduler:
         """How many steps, up to `most`, would be `scheduled` again if nothing arrived.
 
         That is until a sequence ends or the cache is full; 1 if not all sequences decode. What waits could not start in
-        this step, and in the next ones there is less room, unless it has only just been queued.
+        this step, and in the next ones there is less room, unless `catch_up` has just found some.
         """
         states, request = self.states, scheduled.request
-        if self._waits_for_next_step or len(request) < len(self.running) or not (states.generated[request] > 0).all():
+        if self._may_admit or len(request) < len(self.running) or not (states.generated[request] > 0).all():
             return 1
         left = states.output[request] - states.generated[request]
         repeats = min(most, int(left.min(initial=most)))
@@ -423,7 +433,7 @@ class RankScheduler:
         done = states.generated[sampled] == states.output[sampled]
         finished, parked = sampled[done], sampled[~done] if self.parks else sampled[:0]
         if len(finished):
-            self._release(finished)
+            self.leaving = np.append(self.leaving, finished)
             self.running = self.running[states.generated[self.running] < states.output[self.running]]
         if len(parked):
             self._park(parked)

@@ -36,6 +36,7 @@ class ServingRecord:
     first_token_s: Floats
     last_token_s: Floats
     replica: Ints  # that of the last token
+    queued_s: Floats  # when an engine saw it
     rank: Ints  # within the replica
     prefill_replica: Ints  # that of the first token
     kv_arrival_s: Floats  # when the rank that decodes had the cache; NaN if the prompt was computed there
@@ -56,6 +57,7 @@ class ServingRecord:
             first_token_s=np.full(n, np.nan),
             last_token_s=np.full(n, np.nan),
             replica=np.full(n, -1, dtype=np.int64),
+            queued_s=states.queued_s,
             rank=states.rank,
             prefill_replica=np.full(n, -1, dtype=np.int64),
             kv_arrival_s=np.full(n, np.nan),

@@ -56,6 +56,7 @@ def _requests(served: Served) -> Columns:
     return {
         "request": np.arange(len(requests.arrival_s)),
         "arrival_s": record.arrival_s,
+        "queued_s": record.queued_s,
         "prompt_tokens": requests.prompt_tokens,
         "output_tokens": requests.output_tokens,
         "replica": record.replica,

@@ -32,6 +32,7 @@ class Deployment:
         prompts_per_slot: requests of the benchmark over `concurrency`; the scenario may replay fewer, see `weights`.
         tokens_per_step: of a sequence; more than one with speculative decoding, the outputs of the scenario are shorter
             by this factor.
+        from_queue: TTFT and E2E count from when the engine saw a request, which is between steps, not from its arrival.
         unanswered: why there is no scenario.
         broken: why the measurement is not to be believed.
         section: table that it belongs to.
@@ -48,6 +49,7 @@ class Deployment:
     concurrency: int | None = None
     prompts_per_slot: float | None = None
     tokens_per_step: float = 1.0
+    from_queue: bool = False
     unanswered: str | None = None
     broken: str | None = None
     section: str = "servers"

@@ -3,6 +3,9 @@
 A folder per GPU and model: `<gpu>/<model>/vllm/requests.jsonl` with `input_toks`, `output_toks`, `queued_ts`,
 `first_token_ts`, `last_token_ts` (seconds of one clock; `arrival_time` is another one) and `meta.json` with the
 engine's arguments. Format of casys-kaist/LLMServingSim, schema_version 1.
+
+vLLM stamps `queued_ts` when its engine takes requests in, between two steps: those of one step have the same, and most
+are scheduled within 10 us. Simulated times therefore count from the same event, not from the arrival before it.
 """
 
 import json
@@ -71,6 +74,7 @@ def read_run(folder: Path, *, calibrated: bool = True) -> Deployment:
         scenario=scenario if known else None,
         assignments=tuple(edits),
         measured_s=_measured(rows),
+        from_queue=True,
         section=SECTION,
         unanswered=None if known else "model or GPU without a shipped configuration",
     )

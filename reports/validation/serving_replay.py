@@ -80,7 +80,8 @@ def _simulate(deployment: Deployment, setup: Setup) -> Outcome:
     recorder = ProfileRecorder(pipelines[0].stages[0]) if profiled else None
     record = serve(setup, pipelines, on_step=recorder.note_step if recorder else None)
     outputs = setup.requests.output_tokens
-    table = request_latencies(record.arrival_s, record.first_token_s, record.last_token_s, outputs)
+    start_s = record.queued_s if deployment.from_queue else record.arrival_s
+    table = request_latencies(start_s, record.first_token_s, record.last_token_s, outputs)
     weights = request_weights(deployment, len(outputs))
     predicted_s = statistics(table, weights, deployment.tokens_per_step)
     if recorder is None:

@@ -55,6 +55,7 @@ def serve(requests, kv_bytes=PLENTY, check=None, **settings):
         rank.submit(row)
     first_time = 0
     while rank.outstanding:
+        rank.catch_up()
         request, done, tokens = rank.schedule()
         assert len(request)
         assert (tokens > 0).all()
@@ -63,6 +64,7 @@ def serve(requests, kv_bytes=PLENTY, check=None, **settings):
         if check:
             check(rank)
         rank.complete(request)
+    rank.catch_up()
     return rank, first_time
 
 

@@ -25,13 +25,20 @@ def scheduler_of(prompts, outputs, cache_bytes=1e12, stages=1, **settings):
     return rank
 
 
+def next_step(rank):
+    """What an engine that does not work ahead runs next."""
+    rank.catch_up()
+    return rank.schedule()
+
+
 def steps_of(rank, most=1000):
     """Every step as {request: tokens}."""
     steps: list[dict[int, int]] = []
     while rank.outstanding and len(steps) < most:
-        request, _, tokens = rank.schedule()
+        request, _, tokens = next_step(rank)
         steps.append(dict(zip(request.tolist(), tokens.tolist(), strict=True)))
         rank.complete(request)
+    rank.catch_up()
     return steps
 
 
@@ -40,12 +47,13 @@ def run_pipelined(rank, most=3000):
     in_flight: deque[Any] = deque()
     steps = 0
     while rank.outstanding and steps < most:
-        request = rank.schedule().request if len(in_flight) < rank.stages else ()
+        request = next_step(rank).request if len(in_flight) < rank.stages else ()
         if len(request):
             in_flight.append(request)
             steps += 1
         else:
             rank.complete(in_flight.popleft())
+    rank.catch_up()
     return steps
 
 
@@ -117,10 +125,31 @@ def test_with_steps_in_flight_only_the_last_is_preempted():
     first_preempted = []
     in_flight: deque[Any] = deque()
     while rank.outstanding:
-        request = rank.schedule().request if len(in_flight) < 2 else ()
+        request = next_step(rank).request if len(in_flight) < 2 else ()
         first_preempted += [r for r in (0, 1) if rank.states.preemptions[r]]
         if len(request):
             in_flight.append(request)
         else:
             rank.complete(in_flight.popleft())
     assert set(first_preempted) == {1}
+
+
+def test_a_host_that_works_ahead_learns_a_step_late_what_came_and_what_ended():
+    rank = scheduler_of([10, 10, 10], [2, 2, 2], max_num_seqs=1, async_host=True)
+    steps = []
+    while rank.outstanding:
+        request = rank.schedule().request
+        assert not set(rank.catch_up()) & set(request.tolist())
+        steps.append(request.tolist())
+        rank.complete(request)
+    assert steps == [[], [0], [0], [], [1], [1], [], [2], [2]]
+
+
+def test_room_of_the_finished_is_free_once_the_engine_has_looked():
+    rank = scheduler_of([10], [1])
+    request = next_step(rank).request
+    before = rank.free_bytes
+    rank.complete(request)
+    assert rank.free_bytes == before
+    rank.catch_up()
+    assert rank.free_bytes == rank.capacity_bytes
