@@ -45,7 +45,7 @@ def read_run(folder: Path, *, calibrated: bool = True) -> Deployment:
     meta = _read_meta(folder / "meta.json")
     rows = _read_requests(folder / "requests.jsonl")
     model, gpu = folder.parent.name, folder.parent.parent.name
-    engine = meta["engine_kwargs"]
+    engine, settings = meta["engine_kwargs"], find("validation", "serving").data["recorded"]
     ranks = engine.get("data_parallel_size", 1)
     tensor = engine.get("tensor_parallel_size", 1)
     experts = ranks * tensor if engine.get("enable_expert_parallel") else 1
@@ -58,11 +58,12 @@ def read_run(folder: Path, *, calibrated: bool = True) -> Deployment:
         "parallelism": {"tp": tensor, "dp": ranks, "ep": experts},
         "scheduler": "vllm",
         "fast_forward": FAST_FORWARD,
+        "routing": settings["routing"]["name"],
     }
     edits = [f"scheduler.token_budget={engine['max_num_batched_tokens']}"]
     edits.append(f"scheduler.max_num_seqs={engine['max_num_seqs']}")
-    fitted = find("validation", "serving").data["recorded"] if calibrated else {"host": {}}
-    edits += [f"scheduler.{name}={value}" for name, value in fitted["host"].items()]
+    if calibrated:
+        edits += [f"scheduler.{name}={value}" for name, value in settings["host"].items()]
     if ranks > 1:
         edits.append("scheduler.expert_exchange=all_reduce")  # of the gathered tokens: fits this run, others do not
     return Deployment(
