@@ -7,15 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from moesim.configs.loader import Config
 from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table
 from moesim.hw_models.gpu_products import Format, GroupedGemm, ProductKernels, TensorFormat, format_rows
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
 from moesim.hw_models.residual import FOLDER, Trees, fingerprint, joined, load_residual
-from moesim.hw_models.stated_errors import PLANES, attention_errors, attention_rows, product_errors, product_rows
-from moesim.units import BytesPerS, JoulesPerByte, Seconds, Watts
+from moesim.hw_models.stated_errors import (
+    PLANES,
+    attention_errors,
+    attention_rows,
+    elementwise_error,
+    product_errors,
+    product_rows,
+)
+from moesim.units import Bytes, BytesPerS, JoulesPerByte, Seconds, Watts
 from moesim.workloads.matrices import DTypeName
-from moesim.workloads.operator_table import ATTENTION, DTYPES, FORMS, OperatorTable
+from moesim.workloads.operator_table import ATTENTION, DTYPES, ELEMENTWISE, FORMS, OperatorTable
 
 _QUANTITIES = {
     "gemm": ("m", "n", "k"),
@@ -35,6 +43,21 @@ class GpuFit(Fit):
     weights: tuple[DTypeName, ...] = Field(description="Weight formats (attention: KV cache formats) that it covers.")
 
 
+class Elementwise(Config):
+    """Norms, activation functions, rotary embeddings and other work that multiplies next to nothing."""
+
+    latency: Parameter[Seconds] | None = Field(
+        default=None, description="Launch of one such kernel inside a CUDA graph, s; `kernel_latency` if empty."
+    )
+    cached_bytes: Parameter[Bytes] | None = Field(
+        default=None,
+        description="Operands and results that the L2 cache holds from one kernel to the next, bytes; 0 if empty.",
+    )
+    l2_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None, description="Rate of reading and writing them there, B/s; `l2_bandwidth` above if empty."
+    )
+
+
 class GpuConfig(Fitted, ProductKernels):
     """Parameters of a GPU; those of `ProductKernels` are of products in bf16, and defaults of the other formats."""
 
@@ -47,6 +70,7 @@ class GpuConfig(Fitted, ProductKernels):
     kernel_latency: Parameter[Seconds] = Field(description="Launch of one kernel inside a CUDA graph, s.")
     tile_latency: Parameter[Seconds] = Field(description="Start and end of a tile on a multiprocessor, s.")
     split_latency: Parameter[Seconds] = Field(description="Extra time of a product that is split along k, s.")
+    elementwise: Elementwise = Elementwise()
     grouped_gemm: GroupedGemm
     attention: AttentionKernels
     kernels: dict[str, dict[str, Any]] = Field(
@@ -150,6 +174,7 @@ class GPU:
         from moesim.hw_models.attention_kernel import kernels_of_rows
 
         errors = product_rows(self._product_errors, operators)
+        errors[operators.form == ELEMENTWISE] = elementwise_error(self.config.fits)
         rows = np.flatnonzero(operators.form == ATTENTION)
         if len(rows):
             columns = self._attention_columns(*self._attention_columns_of(operators))
@@ -245,12 +270,14 @@ def _attention_tables(config: GpuConfig, *, repeated: bool) -> tuple[Any, ...]:
 
 
 def _parameter_vector(config: GpuConfig, kernel: Any) -> NDArray[np.float64]:
-    dram = config.dram_bandwidth.value
+    dram, own = config.dram_bandwidth.value, config.elementwise
     values = {
         kernel.MULTIPROCESSORS: config.multiprocessors.value,
         kernel.S_PER_DRAM_BYTE: 1 / (dram * config.dram_sustained.value),
         kernel.S_PER_PEAK_DRAM_BYTE: 1 / dram,
-        kernel.KERNEL_LATENCY_S: config.kernel_latency.value,
+        kernel.ELEMENTWISE_LATENCY_S: (own.latency or config.kernel_latency).value,
+        kernel.ELEMENTWISE_CACHED_BYTES: own.cached_bytes.value if own.cached_bytes else 0.0,
+        kernel.S_PER_CACHED_BYTE: 1 / (own.l2_bandwidth or config.l2_bandwidth).value,
         kernel.J_PER_DRAM_BYTE: config.dram_energy.value,
         kernel.ACTIVE_W: config.active_power.value,
         kernel.J_PER_ATTENTION_FLOP: config.formats["bf16"].energy.value,

@@ -21,13 +21,15 @@ COMPUTE, MEMORY, LATENCY = range(3)
     MULTIPROCESSORS,
     S_PER_DRAM_BYTE,
     S_PER_PEAK_DRAM_BYTE,
-    KERNEL_LATENCY_S,
     J_PER_DRAM_BYTE,
     J_PER_ATTENTION_FLOP,
     LEAST_S_PER_ATTENTION_BYTE,
     ACTIVE_W,
+    ELEMENTWISE_LATENCY_S,
+    ELEMENTWISE_CACHED_BYTES,
+    S_PER_CACHED_BYTE,
     PARAMETERS,
-) = range(9)
+) = range(11)
 
 # Columns of the table of weight formats, of single products and of expert FFNs.
 (
@@ -155,6 +157,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         flops, weight_bytes = columns.flops[row], columns.weight_bytes_read[row]
         moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
         nbytes = weight_bytes + moved_bytes
+        dram_bytes = nbytes
         j_per_flop = fmt[J_PER_FLOP]
         if kind == GEMM:
             price = _gemm(m, n, k, groups, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
@@ -165,7 +168,9 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
             price = time_s[row], int(bound[row])
             j_per_flop = parameters[J_PER_ATTENTION_FLOP]
         else:
-            price = _bounded(parameters[KERNEL_LATENCY_S], 0.0, nbytes * parameters[S_PER_DRAM_BYTE])
+            cached_bytes = min(moved_bytes, parameters[ELEMENTWISE_CACHED_BYTES])
+            price = _elementwise(nbytes - cached_bytes, cached_bytes, parameters)
+            dram_bytes -= cached_bytes
         time_s[row], bound[row] = price
         if kind in (GEMM, GROUPED_GEMM):
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
@@ -180,7 +185,9 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
                 floor_s = max(flops * fmt[S_PER_PEAK_FLOP], nbytes * parameters[LEAST_S_PER_ATTENTION_BYTE])
                 model = residuals.models[ATTENTION_PLANE, attention.kernel[attending]]
                 time_s[row] = _corrected_s(time_s[row], floor_s, attention.features[attending], residuals, model)
-        energy_j[row] = flops * j_per_flop + nbytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
+        energy_j[row] = (
+            flops * j_per_flop + dram_bytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
+        )
 
 
 @njit(cache=True)
@@ -258,6 +265,13 @@ def _bounded(latency_s: float, compute_s: float, memory_s: float) -> tuple[float
     if latency_s >= body_s:
         return latency_s + body_s, LATENCY
     return latency_s + body_s, COMPUTE if compute_s >= memory_s else MEMORY
+
+
+@njit(cache=True)
+def _elementwise(dram_bytes: float, cached_bytes: float, parameters: Floats) -> tuple[float, int]:
+    """Work that multiplies nothing: what the layer before wrote, and what is written, stays in L2 as far as it fits."""
+    memory_s = cached_bytes * parameters[S_PER_CACHED_BYTE] + dram_bytes * parameters[S_PER_DRAM_BYTE]
+    return _bounded(parameters[ELEMENTWISE_LATENCY_S], 0.0, memory_s)
 
 
 @njit(cache=True)

@@ -1,8 +1,8 @@
 """What the calibrations of a GPU say about the error of its prices, row by row.
 
 Products and experts: the error of the fit, or of the learned residual where one applies, on shapes that neither saw.
-Attention: that of the kernel's fit on heads left out. Elementwise operators have no error: the fit of products that
-gives them latency and bandwidth measured none.
+Attention: that of the kernel's fit on heads left out. Elementwise operators: that of a fit of their own; a fit of
+products that gives them latency and bandwidth measured none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -50,6 +50,11 @@ def product_rows(errors: NDArray[np.float64], table: OperatorTable) -> NDArray[n
     is_product = (table.form == GEMM) | (table.form == GROUPED_GEMM)
     rows: NDArray[np.float64] = np.where(is_product, errors[plane, table.weight_dtype], np.nan)
     return rows
+
+
+def elementwise_error(fits: "Mapping[str, GpuFit]") -> float:
+    """Stated error of elementwise operators; NaN where no calibration is about them alone."""
+    return next((fit.error for fit in fits.values() if fit.forms == ("elementwise",)), np.nan)
 
 
 def attention_errors(config: "GpuConfig", models: Iterable[tuple[int, int, Trees]]) -> NDArray[np.float64]:

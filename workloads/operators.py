@@ -53,8 +53,9 @@ def _output(ctx: Context) -> Iterator[Operator]:
     yield ctx.norm("output_norm")
     head = ctx.product(ctx.model.head, SAMPLES)
     yield replace(head, resident_bytes=0.0) if ctx.model.tied_embeddings else head
-    logits = ctx.model.vocabulary * ROUTER_LOGIT_BYTES
-    yield replace(elementwise("sampling", logits, 0.0, m=SAMPLES), replicated=ctx.tp > 1)
+    logits = ctx.model.vocabulary * ROUTER_LOGIT_BYTES  # written from the head's result, then searched
+    chosen = elementwise("sampling", ctx.model.vocabulary * ctx.activation_bytes + logits, logits, m=SAMPLES)
+    yield replace(chosen, replicated=ctx.tp > 1)
 
 
 def _layer(ctx: Context, layer: Layer) -> Iterator[Operator]:

@@ -11,8 +11,9 @@ from moesim.errors import ConfigError, DataError
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
 from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans, attention_sets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Settings
+from moesim.hw_models.calibration.llmservingsim import read_elementwise
 from moesim.hw_models.calibration.measured import Measured
-from moesim.hw_models.calibration.plans import Plan, expert_plan, product_plan, with_gates
+from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, product_plan, with_gates
 from moesim.hw_models.calibration.publish import published, with_scalar
 from moesim.hw_models.calibration.residual_fit import LearnedResidual, learn_residual
 from moesim.hw_models.device import load_device
@@ -22,7 +23,10 @@ from moesim.workloads.operator_table import OperatorTable
 
 PRODUCTS = ("gemm", "moe")
 ATTENTION = ("attention", "mla")
+ELEMENTWISE = "elementwise"
 OPERATORS = (*PRODUCTS, *ATTENTION)
+"""Parts of a GPU that aiconfigurator measured."""
+FITTED = (*OPERATORS, ELEMENTWISE)
 """Parts of a GPU that can be fitted; those of links are `links.OPERATORS`."""
 _LAUNCH_BOUND = {("vllm", "fp8_block")}
 """Single products that were timed launch by launch, without a CUDA graph, so that small ones show the host; another
@@ -59,10 +63,11 @@ def campaign(
 
     Args:
         device: name of a shipped device, or path of its YAML; its file must have one GPU, called `gpu`.
-        data: folder of aiconfigurator's layout, with a folder per GPU.
+        data: folder of aiconfigurator's layout, with a folder per GPU; for elementwise layers, one that has profiles of
+            LLMServingSim at any depth.
         framework: vllm, sglang or trtllm. The kernels of the device's default framework are its own parameters, those
             of another go to `kernels.<framework>`.
-        operators: which of `OPERATORS`.
+        operators: which of `FITTED`.
         settings: of the fits.
         progress: called with the steps done and to do of the fit in progress.
 
@@ -80,7 +85,7 @@ def campaign(
     section = own if is_default else (*own, "kernels", framework)
     if not is_default and "attention" not in config.kernels.get(framework, {}):
         config = _without_attention(config, operators)
-    for planned in _planned(gpu_folder(data, file.stem), file.stem, framework, operators):
+    for planned in _planned(data, file.stem, framework, operators):
         for plan in planned(config):
             result = plan.run(settings, progress)
             config = plan.fitted(result)
@@ -96,8 +101,17 @@ def _without_attention(config: GpuConfig, operators: Sequence[str]) -> GpuConfig
     return config.model_copy(update={"attention": config.attention.model_copy(update={"kernels": kept})})
 
 
-def _planned(folder: Path, device: str, framework: str, operators: Sequence[str]) -> Iterator[Planned]:
+def _planned(data: Path, device: str, framework: str, operators: Sequence[str]) -> Iterator[Planned]:
     """All fits, in the order in which they build on each other."""
+    if any(kind in OPERATORS for kind in operators):
+        yield from _published(gpu_folder(data, device), device, framework, operators)
+    if ELEMENTWISE in operators:
+        layers = read_elementwise(data, device)
+        yield lambda config: [elementwise_plan(config, layers)]
+
+
+def _published(folder: Path, device: str, framework: str, operators: Sequence[str]) -> Iterator[Planned]:
+    """Fits to aiconfigurator's tables."""
     for kind, dtype, measured in measured_sets(folder, framework, [kind for kind in operators if kind in PRODUCTS]):
         yield partial(plans, kind=kind, dtype=dtype, measured=measured)
     for kind in operators:
@@ -178,6 +192,8 @@ def campaign_residuals(
     assert isinstance(processor, GPU)  # the campaign was about one
     learned = []
     for outcome in outcomes:
+        if not outcome.plan.residual_name:
+            continue
         learned.append((learn_residual(outcome.plan, outcome.result, processor, settings), outcome.result))
         if progress is not None:
             progress(len(learned))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PUBLISHER = "LLMServingSim (KAIST)"
 META = "meta.yaml"
 _S_PER_US = 1e-6
+SAMPLER = "sampler"
 PRODUCTS = {
     "qkv_proj": "qkv",
     "o_proj": "attention_out",
@@ -41,10 +42,10 @@ ELEMENTWISE = {
     "final_layernorm": "output_norm",
     "rotary_emb": "rope",
     "act_fn": "ffn_activation",
-    "sampler": "sampling",
+    SAMPLER: "sampling",
 }
 """Layers that are no products."""
-_SAMPLES = ("lm_head", "sampler")
+_SAMPLES = ("lm_head", SAMPLER)
 """Layers that run once per sequence."""
 _FILES = {
     "dense.csv": ("layer", "tokens", "time_us"),
@@ -92,6 +93,47 @@ def find_profiles(data: Path) -> list[Profile]:
     """
     folders = [path.parent for path in sorted(data.rglob(META)) if any(path.parent.glob("tp*/*.csv"))]
     return [_profile(folder) for folder in folders]
+
+
+def profiles_of(data: Path, device: str) -> list[Profile]:
+    """The profiles in or below `data` of a device and of shipped models.
+
+    Folders of GPUs go on from the device's name, by letters and digits alone (`RTXPRO6000` is rtx-pro-6000).
+
+    Raises:
+        DataError: there are none, or as `find_profiles`.
+    """
+    found = find_profiles(data)
+    own = [item for item in found if item.model and _plain(item.hardware).startswith(_plain(device))]
+    if not own:
+        known = ", ".join(sorted({item.hardware for item in found})) or "none"
+        raise DataError(str(data), f"must hold LLMServingSim's profiles of {device} (there are: {known})", 0)
+    return own
+
+
+def read_elementwise(data: Path, device: str) -> Measured[OperatorTable]:
+    """Elementwise layers of all models that were profiled on a device; groups are layers of a model, however sharded.
+
+    Samplers are left out: what they run depends on how requests ask for tokens, which is not published.
+
+    Raises:
+        DataError: as `profiles_of` and `read_profile`.
+    """
+    parts = [
+        measured.take(np.flatnonzero(measured.labels["layer"] != SAMPLER))
+        for profile in profiles_of(data, device)
+        for measured in read_profile(profile)
+        if measured.source.kernel.startswith("elementwise")
+    ]
+    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
+    model = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    group = group_numbers([model, labels["layer"]])
+    time_s = np.concatenate([part.time_s for part in parts])
+    return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _profile(folder: Path) -> Profile:

@@ -13,6 +13,7 @@ import numpy as np
 from moesim.errors import DataError
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
 from moesim.hw_models.calibration.tables import joined_tables
+from moesim.hw_models.gpu import GPU
 from moesim.hw_models.measure.measured import Machine, Measurement, read_measured
 from moesim.workloads.attention_blocks import GroupedQueryAttention
 from moesim.workloads.models import DenseFFN, FeedForward, Layer, LayerGroup, Model, MoE
@@ -20,6 +21,7 @@ from moesim.workloads.operator_plan import EXPERTS, OperatorPlan
 from moesim.workloads.operator_table import OperatorTable
 from moesim.workloads.steps import Step
 
+PUBLISHER = "moesim measure"
 KERNELS = {
     "gemm": "gemm",
     "expert_ffn": "experts",
@@ -68,6 +70,12 @@ def read_measured_kernels(path: str | Path, *, vendor_first: bool = True) -> lis
     return [_measured(contents.about.machine, contents.about.moesim, same) for same in sets.values()]
 
 
+def streaming(processor: GPU) -> GPU:
+    """The same GPU where copies take turns of more data than L2 holds, as `moesim measure` times them."""
+    elementwise = processor.config.elementwise.model_copy(update={"cached_bytes": None})
+    return GPU(processor.config.model_copy(update={"elementwise": elementwise}))
+
+
 def _measured(machine: Machine, moesim: str, rows: Sequence[Measurement]) -> Measured[OperatorTable]:
     """One set: rows of one kernel, library and format."""
     first = rows[0]
@@ -75,7 +83,7 @@ def _measured(machine: Machine, moesim: str, rows: Sequence[Measurement]) -> Mea
     versions = [machine.libraries[name] for name in names if name in machine.libraries]
     version = versions[0] if versions else moesim if first.implementation == _OWN else "of unknown version"
     kernel = f"{KERNELS[first.kernel]} {first.dtype}"
-    source = Source("moesim measure", machine.gpu, first.implementation, version, kernel)
+    source = Source(PUBLISHER, machine.gpu, first.implementation, version, kernel)
     shapes = [np.array([row.shape[name] for row in rows]) for name in _SHAPES[first.kernel]]
     labels = {
         "tokens": np.array([_tokens(row) for row in rows]),

@@ -42,8 +42,12 @@ _EXPERT_SPACE = {
 _SUSTAINED = Free(0.7, 0.02, 1.0)
 _L2_RATIOS = (0.5, 8.0, 64.0)
 """Of L2 and DRAM bandwidth: least, likely and most."""
-_ELEMENTWISE_FIT = "gemm_bf16"
-"""The fit that also gives copies their bandwidth and latency."""
+_ELEMENTWISE_SPACE = {
+    "elementwise.latency": Free(2 * _US, 0.5 * _US, 10 * _US),
+    "elementwise.cached_bytes": Free(30e6, 1e6, 2.5e8),
+}
+_COPIES_FIT = "gemm_bf16"
+"""The fit that also gives elementwise work its DRAM bandwidth, and its latency where nothing else does."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class Plan:
 
     @property
     def residual_name(self) -> str:
-        """Name of its model in a file of residuals."""
+        """Name of its model in a file of residuals; empty for elementwise layers, which have none."""
+        if self.forms == ("elementwise",):
+            return ""
         plane = "gemm" if self.forms[0] == "gemm" else self.name.rsplit("experts", 1)[0] + "experts"
         return f"{plane}.{self.weights[0]}"
 
@@ -143,9 +149,9 @@ def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: st
         measured,
         config,
         space,
-        ("gemm", "elementwise") if name == _ELEMENTWISE_FIT else ("gemm",),
+        ("gemm", "elementwise") if name == _COPIES_FIT else ("gemm",),
         _covered(dtype),
-        _valid(measured.table, with_bytes=name == _ELEMENTWISE_FIT),
+        _valid(measured.table, with_bytes=name == _COPIES_FIT),
         anchors,
     )
 
@@ -164,6 +170,13 @@ def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str
     name = f"experts_{dtype}" if gated else f"ungated_experts_{dtype}"
     valid = _valid(measured.table)
     return Plan(name, measured, config, space, ("grouped_gemm",), _covered(dtype), valid)
+
+
+def elementwise_plan(config: GpuConfig, measured: Measured[OperatorTable]) -> Plan:
+    """The fit of elementwise layers as they run between others; DRAM bandwidth stays that of products."""
+    space = _ELEMENTWISE_SPACE | {"elementwise.l2_bandwidth": _l2_space(config)}
+    valid = {"bytes": _valid(measured.table, with_bytes=True)["bytes"]}
+    return Plan("elementwise", measured, config, space, ("elementwise",), _covered("bf16"), valid)
 
 
 def with_gates(measured: Measured[OperatorTable], *, gated: bool) -> Measured[OperatorTable]:

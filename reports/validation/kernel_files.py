@@ -133,8 +133,10 @@ def read_sets(found: GpuData, operators: Sequence[str]) -> Iterator[MeasuredSet]
                 yield from _attention(folder, op)
             elif op == "comm":
                 yield from _collectives(folder)
-    for profile in found.profiles:
-        yield from _profile(profile, operators)
+    of_profiles = [one for profile in found.profiles for one in _profile(profile, operators)]
+    layers = sum(len(one.measured) for one in of_profiles if one.op == "elementwise")
+    for one in of_profiles:
+        yield replace(one, published=layers) if one.op == "elementwise" else one  # models are fitted together
 
 
 def _attention(folder: Path, op: str) -> Iterator[MeasuredSet]:

@@ -10,6 +10,8 @@ from moesim.configs.loader import shipped
 from moesim.errors import ConfigError
 from moesim.hw_models.calibration.aiconfigurator import PUBLISHER
 from moesim.hw_models.calibration.measured import Floats, Measured, Source
+from moesim.hw_models.calibration.measured_file import PUBLISHER as OWN_PUBLISHER
+from moesim.hw_models.calibration.measured_file import streaming
 from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU, GpuConfig
@@ -71,6 +73,8 @@ def priced(gpu: str, one: MeasuredSet, prices: "Prices") -> Kernels:
         fits: Mapping[str, Fit] = link.fits
     else:
         processor = prices.repeated if is_repeated(measured) else prices.processor
+        if measured.source.publisher == OWN_PUBLISHER:
+            processor = streaming(processor)
         cost, stated = processor.price(measured.table), processor.stated_errors(measured.table)
         physics_s = without_residual(processor).price(measured.table).time_s
         predictions = {ROOFLINE: roofline_s(config, measured.table), PHYSICS: physics_s, RESIDUAL: cost.time_s}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.hw_models.processor import BOUNDS, Processor
-from moesim.workloads.operator_table import DTYPE_CODES, GEMM, OperatorTable
+from moesim.workloads.operator_table import DTYPE_CODES, ELEMENTWISE, GEMM, OperatorTable
 from tests.conformance.tables import (
     attention_table,
     concatenated,
@@ -59,9 +59,9 @@ class ProcessorSuite(ABC):
     def peak_bytes_per_s(self, processor: Processor) -> float:
         """Datasheet memory bandwidth."""
 
-    def cached_bytes(self, processor: Processor) -> float:  # noqa: ARG002
-        """Activations of products that never go to DRAM."""
-        return 0.0
+    def cached_bytes(self, processor: Processor) -> tuple[float, float]:  # noqa: ARG002
+        """Activations of products, and operands of elementwise work, that never go to DRAM."""
+        return 0.0, 0.0
 
     @abstractmethod
     def sustained(self, processor: Processor) -> tuple[float, float]:
@@ -142,8 +142,9 @@ class ProcessorSuite(ABC):
         for table in tables:
             narrow = np.all(table.weight_dtype == DTYPE_CODES["mxfp4"])
             peak = self.peak_mxfp4_flops_per_s(processor) if narrow else self.peak_flops_per_s(processor)
-            single = table.form == GEMM
-            moved = table.read_bytes + table.write_bytes - single * self.cached_bytes(processor)
+            of_products, of_others = self.cached_bytes(processor)
+            cached = (table.form == GEMM) * of_products + (table.form == ELEMENTWISE) * of_others
+            moved = table.read_bytes + table.write_bytes - cached
             nbytes = table.weight_bytes_read + np.maximum(0.0, moved)
             compute_s = table.flops / peak
             memory_s = nbytes / self.peak_bytes_per_s(processor)

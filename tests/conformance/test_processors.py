@@ -40,9 +40,12 @@ class TestGpu(ProcessorSuite):
     def any_processor(self) -> Processor:
         return physics(GPUS[0])
 
-    def cached_bytes(self, processor: Processor) -> float:
-        cached = gpu(processor).config.cached_bytes
-        return 0.0 if cached is None else cached.value
+    def cached_bytes(self, processor: Processor) -> tuple[float, float]:
+        config = gpu(processor).config
+        products, others = (
+            0.0 if of is None else of.value for of in (config.cached_bytes, config.elementwise.cached_bytes)
+        )
+        return products, others
 
     def scaled(self, processor: Processor, factors: dict[str, float]) -> Processor:
         config: Any = scaled(gpu(processor).config, factors)

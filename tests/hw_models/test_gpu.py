@@ -7,7 +7,7 @@ import pytest
 from moesim.configs.loader import shipped
 from moesim.hw_models import gpu_kernel
 from moesim.hw_models.device import DeviceConfig, load_device
-from moesim.hw_models.gpu import GPU, GpuConfig
+from moesim.hw_models.gpu import GPU, Elementwise, GpuConfig
 from moesim.hw_models.gpu_products import COMPUTE_FORMATS
 from moesim.hw_models.parameters import scaled, with_values
 from moesim.hw_models.processor import BOUNDS
@@ -171,6 +171,33 @@ def test_energy_is_computing_plus_memory_plus_being_active(h200: GPU) -> None:
     expected = table.flops[0] * config.formats["bf16"].energy.value + nbytes * config.dram_energy.value
     expected += cost.time_s[0] * config.active_power.value
     assert cost.energy_j[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_elementwise_work_finds_in_l2_what_fits_there(h200: GPU) -> None:
+    own, dram = h200.config.elementwise, h200.config.dram_bandwidth.value * h200.config.dram_sustained.value
+    assert own.latency
+    assert own.cached_bytes
+    assert own.l2_bandwidth
+    kept = own.cached_bytes.value
+    cost = h200.price(copy_table([1e3, kept, kept + 1e9]))
+    expected = own.latency.value + np.array([1e3, kept, kept]) / own.l2_bandwidth.value + np.array([0, 0, 1e9]) / dram
+    assert cost.time_s == pytest.approx(expected, rel=1e-12)
+    energy_j = np.array([0, 0, 1e9]) * h200.config.dram_energy.value + cost.time_s * h200.config.active_power.value
+    assert cost.energy_j == pytest.approx(energy_j, rel=1e-12)
+    assert [BOUNDS[code] for code in cost.bound] == ["latency", "memory", "memory"]
+
+
+def test_without_a_section_elementwise_work_comes_from_dram(h200: GPU) -> None:
+    plain = GPU(h200.config.model_copy(update={"elementwise": Elementwise()}))
+    dram = h200.config.dram_bandwidth.value * h200.config.dram_sustained.value
+    assert plain.price(copy_table(1e6)).time_s[0] == pytest.approx(h200.config.kernel_latency.value + 1e6 / dram)
+
+
+def test_only_a_fit_of_elementwise_layers_states_their_error(h200: GPU) -> None:
+    assert np.isnan(h200.stated_errors(copy_table(1e6))).all()
+    measured = load_device("rtx-pro-6000").processor
+    assert isinstance(measured, GPU)
+    assert measured.stated_errors(copy_table(1e6))[0] == measured.config.fits["elementwise"].error
 
 
 def test_what_was_not_measured_is_extrapolated(h200: GPU) -> None:

@@ -276,13 +276,15 @@ def sweep(
         "moesim calibrate --measured my-gpu.parquet --gpu h200-sxm -o my-gpu.yaml",
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --operators attention,mla -o fitted.yaml",
         "moesim calibrate --data kernels/aiconfigurator --gpu h200-sxm --operators nccl,deepep -o h200-system.yaml",
+        "moesim calibrate --data kernels/llmservingsim --gpu rtx-pro-6000 --operators elementwise -o fitted.yaml",
     )
 )
 def calibrate(
     gpu: Annotated[str, typer.Option(help="Shipped device or YAML file, from which the fit starts.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Device or system to write: .yaml.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Measurements in aiconfigurator's layout, by GPU.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Measurements in aiconfigurator's or LLMServingSim's layout."),
     ] = None,
     measured: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead of --data: a file of `moesim measure`.")
@@ -292,8 +294,9 @@ def calibrate(
         str,
         typer.Option(
             metavar="LIST",
-            help="Of the GPU: gemm (single products), moe (expert FFNs), attention, mla (latent heads). Of its links"
-            " in a node: nccl, custom_all_reduce, deepep. With both, the system goes to FILE-system.yaml.",
+            help="Of the GPU: gemm (single products), moe (expert FFNs), attention, mla (latent heads), elementwise"
+            " (from LLMServingSim's profiles). Of its links in a node: nccl, custom_all_reduce, deepep. With both, the"
+            " system goes to FILE-system.yaml.",
         ),
     ] = "gemm,moe",
     rows: Annotated[int, typer.Option(min=100, help="Most measurements that one fit looks at.")] = 2500,

@@ -7,7 +7,7 @@ from pathlib import Path
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
-from moesim.hw_models.calibration.campaign import OPERATORS, PRODUCTS, Outcome, campaign, campaign_residuals
+from moesim.hw_models.calibration.campaign import FITTED, PRODUCTS, Outcome, campaign, campaign_residuals
 from moesim.hw_models.calibration.errors import ErrorSummary
 from moesim.hw_models.calibration.fit import Progress, Settings
 from moesim.hw_models.calibration.link_campaign import FITS, LinkOutcome, link_campaign
@@ -56,12 +56,12 @@ def calibrate_command(
 def _chosen(operators: str, output: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Operators of the GPU and of its links."""
     chosen = tuple(name.strip() for name in operators.split(","))
-    known = (*OPERATORS, *FITS)
+    known = (*FITTED, *FITS)
     if unknown := [name for name in chosen if name not in known]:
         raise InputError("--operators", f"must be some of {', '.join(known)}, separated by commas", unknown[0])
     if output.suffix != ".yaml":
         raise ConfigError(f"--output {output}", "must end in .yaml")
-    of_gpu, of_links = (tuple(name for name in chosen if name in part) for part in (OPERATORS, FITS))
+    of_gpu, of_links = (tuple(name for name in chosen if name in part) for part in (FITTED, FITS))
     return of_gpu, of_links
 
 

@@ -1,12 +1,13 @@
 """Profiles of LLMServingSim as measured operators."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moesim.errors import DataError, InputError
-from moesim.hw_models.calibration.llmservingsim import find_profiles, read_profile
+from moesim.hw_models.calibration.llmservingsim import find_profiles, profiles_of, read_elementwise, read_profile
 from moesim.workloads.operator_table import ELEMENTWISE, GEMM, GROUPED_GEMM
 
 META = "hardware: RTXPRO6000\ngpu: NVIDIA RTX PRO 6000\nmodel: Qwen/Qwen3-30B-A3B-Instruct-2507\nvllm_version: 0.19.0\n"
@@ -94,3 +95,19 @@ def test_other_models_have_no_operators(folder: Path) -> None:
     assert profile.model is None
     with pytest.raises(InputError, match="must be of a shipped model, got 'Phantom-1B-Instruct-2507'"):
         read_profile(profile)
+
+
+def test_elementwise_layers_of_all_models_are_read_together_without_samplers(folder: Path) -> None:
+    other = folder.parents[1] / "Another-Qwen3" / "bf16"
+    shutil.copytree(folder, other)
+    measured = read_elementwise(folder.parents[4], "rtx-pro-6000")
+    assert measured.labels["layer"].tolist() == ["layernorm"] * 4
+    assert (measured.table.form == ELEMENTWISE).all()
+    assert measured.group.tolist() == [0, 0, 1, 1]
+    assert len(measured.table) == len(measured.time_s) == 4
+
+
+def test_profiles_belong_to_the_device_whose_name_theirs_goes_on_from(folder: Path) -> None:
+    assert [profile.folder for profile in profiles_of(folder.parents[4], "rtx-pro-6000")] == [folder]
+    with pytest.raises(DataError, match=r"must hold LLMServingSim's profiles of h200-sxm \(there are: RTXPRO6000\)"):
+        profiles_of(folder.parents[4], "h200-sxm")

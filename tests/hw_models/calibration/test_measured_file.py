@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from moesim.errors import DataError
-from moesim.hw_models.calibration.measured_file import KERNELS, read_measured_kernels
+from moesim.hw_models.calibration.measured_file import KERNELS, read_measured_kernels, streaming
 from moesim.hw_models.device import load_device
+from moesim.hw_models.gpu import GPU
 from moesim.hw_models.measure.attention_problems import DecodeAttention, PrefillAttention
 from moesim.hw_models.measure.matrix_problems import ExpertFfn, Gemm, GroupedGemm
 from moesim.hw_models.measure.measured import About, Machine, MeasuredKernels, Measurement, write_measured
@@ -157,7 +158,9 @@ def test_everything_that_is_measured_can_be_priced(read_rows):
     rows = [measured(one.problem, one.implementation, 1e-3) for one in plan(all_problems(), ("torch", "cupy"))]
     found = read_rows(rows, vendor_first=False)
     assert sum(len(part) for part in found) == sum(row.kernel in KERNELS for row in rows)
-    processor = load_device("h100-sxm").processor
+    device = load_device("h100-sxm").processor
+    assert isinstance(device, GPU)
+    processor = streaming(device)
     for part in found:
         time_s = processor.price(part.table).time_s
         moved = part.table.weight_bytes_read + part.table.read_bytes + part.table.write_bytes

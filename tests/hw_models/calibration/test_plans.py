@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
-from moesim.hw_models.calibration.plans import Plan, expert_plan, product_plan, with_gates
+from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, product_plan, with_gates
 from moesim.hw_models.calibration.tables import expert_table, product_table
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.parameters import parameters, with_values
 from moesim.workloads.operator_table import OperatorTable
+from tests.conformance.tables import copy_table
 
 QUICK = Settings(rows=400, starts=1, folds=2, evaluations=12)
 TOKENS = np.unique(np.geomspace(1, 8192, 24).astype(np.int64))
@@ -71,6 +72,19 @@ def test_parameters_of_experts_are_found() -> None:
     truth = with_values(config(), {"grouped_gemm.latency": 21e-6, "grouped_gemm.weights_dram_sustained": 0.6})
     plan = expert_plan(config(), experts(truth), "bf16")
     check_recovery(plan, truth, {"grouped_gemm.latency", "grouped_gemm.weights_dram_sustained"})
+
+
+def test_parameters_of_elementwise_layers_are_found() -> None:
+    values = {"elementwise.latency": 3e-6, "elementwise.cached_bytes": 40e6, "elementwise.l2_bandwidth": 9e12}
+    truth = with_values(config(), values)
+    nbytes = np.tile(np.geomspace(1e4, 1e9, 40), 4)
+    plan = elementwise_plan(config(), measured(truth, copy_table(nbytes), [np.repeat(np.arange(4), 40)]))
+    result = plan.run(QUICK)
+    assert result.unseen["all"].mean < 0.01
+    assert result.values == pytest.approx(values, rel=0.05)
+    entry = plan.fitted(result).fits["elementwise"]
+    assert (entry.forms, entry.valid) == (("elementwise",), {"bytes": (1e4, 1e9)})
+    assert not plan.residual_name
 
 
 def test_ungated_experts_may_have_kernels_of_their_own() -> None:
