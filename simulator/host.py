@@ -10,7 +10,7 @@ class HostTime(NamedTuple):
         overhead_s: preparing a step.
         ahead: the step is prepared while the devices run the one before.
         exposed_s: of a step, that devices wait for although the host works ahead.
-        per_sequence_s: the same, for each sequence of the step.
+        per_sequence_s: the same, for each sequence of the data-parallel rank that has most.
         eager_layer_s: launching the kernels of one layer one by one, as in steps with prompts.
     """
 

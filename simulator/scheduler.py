@@ -58,7 +58,7 @@ class SchedulerSettings(Config):
         0.0, description="host time per step that devices wait for even if the host works ahead; calibrated, else 0"
     )
     sequence_host_s: Seconds = Field(
-        0.0, description="the same per sequence of the step: sampling, bookkeeping, streaming; calibrated, else 0"
+        0.0, description="the same per sequence of a rank: sampling, bookkeeping, streaming; calibrated, else 0"
     )
     request_host_s: Seconds = Field(
         0.0,

@@ -146,7 +146,7 @@ class StepSimulator:
         if not self.plan.before:
             return 0.0, 0.0
         beside_s = self.host.beside_s(len(self.layers), has_prompts=not step.decodes.all())
-        return self.host.blocking_s(len(step)), beside_s
+        return self.host.blocking_s(step.longest_batch), beside_s
 
     @property
     def devices(self) -> range:

@@ -72,6 +72,11 @@ class Step:
         decodes: NDArray[np.bool_] = (self.new_tokens == 1) & (self.context > 0)
         return decodes
 
+    @property
+    def longest_batch(self) -> int:
+        """Sequences of the rank that has most; each rank has a host of its own."""
+        return int(np.bincount(self.rank).max(initial=0))
+
     def tokens(self) -> "StepTokens":
         """The step's new tokens one by one, sequence after sequence."""
         sequence = np.repeat(np.arange(len(self)), self.new_tokens)

@@ -41,7 +41,7 @@ class ProfileRecorder:
         seconds = np.bincount(self._kind, outcome.graph.duration_s[self._tasks], len(KINDS))
         devices_s = outcome.timeline.finish_s[outcome.graph.device >= 0].max() - _blocking_s(outcome.graph)
         seconds[KINDS.index("experts")] += max(0.0, devices_s - seconds.sum())  # waiting for other ranks
-        self.steps.append((passage.repeats, len(step), not step.decodes.all(), *seconds))
+        self.steps.append((passage.repeats, step.longest_batch, not step.decodes.all(), *seconds))
 
 
 def _blocking_s(graph: Any) -> float:
@@ -58,7 +58,7 @@ class Profile:
     Attributes:
         weights: float64[row, 2], how much a row's duration counts in mean TTFT and mean TPOT.
         seconds: float64[row, kind], device time before any scaling.
-        sequences: float64[row].
+        sequences: float64[row], of the rank that has most.
         prompts: float64[row], 1 where the step has prompts.
         layers: of the model.
     """
