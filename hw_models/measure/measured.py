@@ -4,10 +4,7 @@
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from moesim.configs.documents import Document
 from moesim.configs.loader import Config, validate
 from moesim.errors import ConfigError, DataError
+from moesim.files import whole_file
 from moesim.hw_models.measure.problem import ELEMENT_BYTES
 
 _KEY = b"moesim.measured_kernels"
@@ -183,7 +181,7 @@ def write_measured(measured: MeasuredKernels, path: str | Path) -> None:
     columns["samples_s"] = pa.array([row.samples_s for row in rows], pa.list_(pa.float64()))
     about = {"format": _FORMAT} | measured.about.model_dump(mode="json")
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
-    with _whole_file(Path(path)) as part:
+    with whole_file(Path(path)) as part:
         pq.write_table(table, part, compression="zstd")
 
 
@@ -300,22 +298,3 @@ def _samples(place: str, value: Any) -> tuple[float, ...]:
 
 def _shown(value: Any) -> Any:
     return "nothing" if value is None else value
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block succeeds, and vanishes when it fails."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written ({error.strerror or error})") from None
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o644)
-        part.replace(path)
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
+from moesim.files import check_place, write_text
 from moesim.hw_models.calibration.campaign import OPERATORS, PRODUCTS, Outcome, campaign, campaign_residuals
 from moesim.hw_models.calibration.errors import ErrorSummary
 from moesim.hw_models.calibration.fit import Progress, Settings
 from moesim.hw_models.calibration.link_campaign import FITS, LinkOutcome, link_campaign
 from moesim.hw_models.calibration.measured_campaign import measured_campaign
 from moesim.hw_models.calibration.residual_fit import LearnedResidual
-from moesim.reports.style import check_place, write_text
 
 _STEPS = 6
 Errors = dict[str, Mapping[str, ErrorSummary]]

@@ -7,10 +7,11 @@ from pathlib import Path
 from moesim.cli.output import print_json
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError
+from moesim.files import check_place, write_text
 from moesim.reports.compare_page import TEMPLATES, comparison_figures, comparison_page
 from moesim.reports.comparison import ComparedRun, load_comparable, metric_rows, operator_rows
 from moesim.reports.latency import MOST_RUNS
-from moesim.reports.style import check_place, distinct_labels, write_text
+from moesim.reports.style import distinct_labels
 from moesim.search.grid import expand, varied_keys
 from moesim.search.runs import RunStore
 from moesim.simulator.result import Result

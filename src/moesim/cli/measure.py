@@ -11,9 +11,9 @@ from typing import Any
 from moesim.cli.output import print_json, seconds, show, si, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
+from moesim.files import check_place
 from moesim.hw_models.measure.measured import About, MeasuredKernels, Measurement
 from moesim.hw_models.measure.suite import Planned, all_problems, build, installed_vendors, plan, select
-from moesim.reports.style import check_place
 
 _RESULTS = ("time", "spread", "FLOP/s", "B/s", "error")
 

@@ -9,7 +9,7 @@ from typing import Any
 from moesim.cli.output import number, print_json, seconds, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
-from moesim.reports.style import check_place, write_text
+from moesim.files import check_place, write_text
 from moesim.search.grid import expand, varied_keys
 from moesim.search.sweep import Variant, check_variants, sweep
 

@@ -10,7 +10,7 @@ import numpy as np
 from moesim.cli.output import number, print_json, show
 from moesim.cli.progress import StageBars, progress_bar
 from moesim.errors import ConfigError, InputError
-from moesim.reports.style import check_place
+from moesim.files import check_place
 from moesim.workloads.models import load_model
 from moesim.workloads.routing import load_routing, resolve_profile
 from moesim.workloads.routing_files import write_routing_profile, write_routing_trace
