@@ -18,9 +18,9 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike, NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, StrictFloat, StrictInt
 
-from moesim.configs.documents import Document
-from moesim.configs.loader import Config, validate
-from moesim.errors import ConfigError, DataError
+from moesim.configs.loader import Config
+from moesim.configs.metadata import checked_metadata
+from moesim.errors import DataError
 from moesim.files import whole_file
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_profile_arrays import optional_arrays, optional_fields
@@ -310,7 +310,8 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
         table = pq.read_table(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(str(path), f"cannot be read ({error})") from None
-    about = _trace_metadata(path, (table.schema.metadata or {}).get(_TRACE_KEY))
+    metadata = table.schema.metadata
+    about = checked_metadata(_TraceMetadata, path, metadata, _TRACE_KEY, kind="a routing trace", version=_TRACE_FORMAT)
     missing = [name for name in _TRACE_COLUMNS if name not in table.column_names or table[name].null_count]
     if missing:
         raise DataError(
@@ -359,17 +360,3 @@ class _TraceMetadata(Config):
     first_decode_position: tuple[NonNegativeInt, ...]
     licence: str = ""
     capture: dict[str, StrictBool | StrictInt | StrictFloat | str] = Field(default_factory=dict)
-
-
-def _trace_metadata(path: Path, text: bytes | None) -> _TraceMetadata:
-    place = f"{path}: metadata {_TRACE_KEY.decode()}"
-    try:
-        data = json.loads(text or b"")
-    except ValueError:
-        raise DataError(place, "must be that of a routing trace, as JSON") from None
-    if isinstance(data, dict) and data.get("format") != _TRACE_FORMAT:
-        raise DataError(f"{place}: format", f"must be {_TRACE_FORMAT}", data.get("format"))
-    try:
-        return validate(_TraceMetadata, Document(place, data))
-    except ConfigError as error:
-        raise DataError(error.place, error.rule, error.got) from None

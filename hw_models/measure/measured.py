@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from moesim.configs.documents import Document
-from moesim.configs.loader import Config, validate
-from moesim.errors import ConfigError, DataError
+from moesim.configs.loader import Config
+from moesim.configs.metadata import checked_metadata
+from moesim.errors import DataError
 from moesim.files import whole_file
 from moesim.hw_models.measure.problem import ELEMENT_BYTES
 
@@ -201,7 +201,9 @@ def read_measured(path: str | Path) -> MeasuredKernels:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError):
         raise DataError(str(path), "must be a whole parquet file") from None
-    about = _about(path, (table.schema.metadata or {}).get(_KEY))
+    metadata = table.schema.metadata
+    checked = checked_metadata(_Metadata, path, metadata, _KEY, kind="measured kernels", version=_FORMAT)
+    about = About(**{name: getattr(checked, name) for name in About.model_fields})
     missing = sorted({*_TEXTS, *SHAPE_NAMES, "lengths", *_NUMBERS, *_COUNTS, "samples_s"} - set(table.column_names))
     if missing:
         raise DataError(f"{path}: columns", "must hold those of measured kernels", f"none named {missing[0]}")
@@ -216,21 +218,6 @@ _COUNTS = ("buffer_sets", "launches")
 
 class _Metadata(About):
     format: Literal[1]
-
-
-def _about(path: Path, text: bytes | None) -> About:
-    place = f"{path}: metadata {_KEY.decode()}"
-    try:
-        data = json.loads(text or b"")
-    except ValueError:
-        raise DataError(place, "must be that of measured kernels, as JSON") from None
-    if isinstance(data, dict) and data.get("format") != _FORMAT:
-        raise DataError(f"{place}: format", f"must be {_FORMAT}", data.get("format"))
-    try:
-        checked = validate(_Metadata, Document(place, data))
-    except ConfigError as error:
-        raise DataError(error.place, error.rule, error.got) from None
-    return About(**{name: getattr(checked, name) for name in About.model_fields})
 
 
 def _measurement(place: str, row: Mapping[str, Any]) -> Measurement:
