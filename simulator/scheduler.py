@@ -47,7 +47,8 @@ class SchedulerSettings(Config):
     prefill: Literal["chunked", "alone", "whole"] = Field(
         "chunked",
         description="how prompts run: cut into chunks beside decodes (vLLM); in steps of their own, cut at the token "
-        "budget, while decodes pause (SGLang); uncut unless longer than the budget, beside decodes when there is room (TensorRT-LLM)",
+        "budget, while decodes pause (SGLang); uncut unless longer than that, beside decodes when there is room "
+        "(TensorRT-LLM)",
     )
     async_host: bool = Field(
         False,
