@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moesim.cli.help_text import examples
+from moesim.cli.options import OUTPUT, Json, JsonOutput
 
 trace_app = typer.Typer(
     no_args_is_help=True,
@@ -20,8 +21,7 @@ trace_app = typer.Typer(
     ),
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-_PLACES, _OUTPUT = "Where experts are", "Output"
+_PLACES = "Where experts are"
 
 
 @trace_app.command(
@@ -37,13 +37,10 @@ def trace_stats(
     trace: Annotated[Path, typer.Argument(help="Routing trace: .parquet, or .npz of gpt-oss.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write page, tables, matrices and figures there.", rich_help_panel=_OUTPUT),
+        typer.Option(metavar="DIR", help="Write page, tables, matrices and figures there.", rich_help_panel=OUTPUT),
     ] = None,
-    figures: Annotated[str, typer.Option(help="png, svg or none.", rich_help_panel=_OUTPUT)] = "png",
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=_OUTPUT),
-    ] = False,
+    figures: Annotated[str, typer.Option(help="png, svg or none.", rich_help_panel=OUTPUT)] = "png",
+    as_json: JsonOutput = False,
     group: Annotated[str | None, typer.Option(help="Only requests of this group (data set).")] = None,
     windows: Annotated[int, typer.Option(help="Equal parts of the trace, for imbalance over time.")] = 32,
     model: Annotated[str | None, typer.Option(help="Name of the model, where the file does not say it.")] = None,
