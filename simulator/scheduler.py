@@ -14,7 +14,7 @@ the rank that will decode it has pulled it.
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from moesim.workloads.prefix_blocks import PrefixBlocks
 from moesim.workloads.requests import Requests
 
 Indices = NDArray[np.int64]
+Framework = Literal["vllm", "sglang", "trtllm"]
+FRAMEWORKS: tuple[str, ...] = get_args(Framework)
 TimedKind = Literal["attention", "experts", "dense", "communication", "other", "prompts"]
 """What a time scale applies to: kinds of operators, and all operators of steps with prompts."""
 
@@ -98,7 +100,7 @@ class SchedulerSettings(Config):
         "its kernels move all the same; fitted to kernels measured on one rank of several: 0.70 to 0.79 for Triton's, "
         "0.02 to 0.09 for CUTLASS's",
     )
-    kernels: Literal["vllm", "sglang", "trtllm"] | None = Field(
+    kernels: Framework | None = Field(
         None,
         description="framework whose kernels the devices run, where the device has a set of them; by default those that"
         " the device describes",

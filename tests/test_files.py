@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moesim.errors import DataError
-from moesim.files import check_place, make_folder, whole_file, write_text
+from moesim.files import check_folder, check_place, make_folder, whole_file, write_text
 
 
 def test_what_was_there_is_replaced_and_nothing_else_is_left(tmp_path: Path):
@@ -59,6 +59,17 @@ def test_impossible_places_are_refused(tmp_path: Path, name: str, rule: str):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=rule):
         check_place(tmp_path / name)
+
+
+def test_places_of_folders_are_checked_before_they_are_made(tmp_path: Path):
+    assert check_folder(tmp_path / "a/b") == tmp_path / "a/b"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"^--runs .*file: must be a folder, and is a file"):
+        check_folder(tmp_path / "file", "--runs")
+    for name, rule in (("file/a", "must be in a folder that can be written to, got .*file"), ("x" * 300, "too long")):
+        with pytest.raises(DataError, match=rule):
+            check_folder(tmp_path / name)
 
 
 def test_folders_are_made_with_those_above(tmp_path: Path):

@@ -68,6 +68,29 @@ def check_place(target: Path) -> Path:
     return target
 
 
+def check_folder(folder: Path, flag: str | None = None) -> Path:
+    """`folder` as one that files may be written to, or that may be made, before any work is done.
+
+    Args:
+        folder: the folder.
+        flag: option that named it, for errors.
+
+    Raises:
+        DataError: it is a file, or neither it nor the nearest folder above that exists can be written to.
+    """
+    place = str(folder) if flag is None else f"{flag} {folder}"
+    try:
+        holder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        is_folder = holder.is_dir()
+    except OSError as error:
+        raise DataError(place, f"cannot be written ({error.strerror})") from None
+    if holder == folder and not is_folder:
+        raise DataError(place, "must be a folder, and is a file")
+    if not is_folder or not os.access(holder, os.W_OK | os.X_OK):
+        raise DataError(place, "must be in a folder that can be written to", str(holder))
+    return folder
+
+
 def make_folder(place: str, folder: Path) -> Path:
     """`folder`, which exists then; `place` is how errors name it.
 

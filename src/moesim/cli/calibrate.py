@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
+from moesim.configs.loader import Document, find
 from moesim.errors import ConfigError, InputError
 from moesim.files import check_place, write_text
 from moesim.hw_models.calibration.campaign import OPERATORS, PRODUCTS, Outcome, campaign, campaign_residuals
@@ -14,6 +15,7 @@ from moesim.hw_models.calibration.fit import Progress, Settings
 from moesim.hw_models.calibration.link_campaign import FITS, LinkOutcome, link_campaign
 from moesim.hw_models.calibration.measured_campaign import measured_campaign
 from moesim.hw_models.calibration.residual_fit import LearnedResidual
+from moesim.simulator.scheduler import FRAMEWORKS
 
 _STEPS = 6
 Errors = dict[str, Mapping[str, ErrorSummary]]
@@ -37,6 +39,9 @@ def calibrate_command(
     written = [output] * bool(of_gpu) + [links_output] * bool(of_links)
     for path in written:
         check_place(path)
+    find("devices", Document("--gpu", gpu))
+    if framework not in FRAMEWORKS:
+        raise InputError("--framework", f"must be one of {', '.join(FRAMEWORKS)}", framework)
     settings, errors = Settings(rows=rows), Errors()
     if measured is not None:
         _check_measured(data, (*of_gpu, *of_links), residual=residual)

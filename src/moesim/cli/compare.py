@@ -7,7 +7,7 @@ from pathlib import Path
 from moesim.cli.output import print_json
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError
-from moesim.files import check_place, write_text
+from moesim.files import check_folder, check_place, write_text
 from moesim.reports.compare_page import TEMPLATES, comparison_figures, comparison_page
 from moesim.reports.comparison import ComparedRun, load_comparable, metric_rows, operator_rows
 from moesim.reports.latency import MOST_RUNS
@@ -35,6 +35,8 @@ def compare_command(
     planned = _plan(scenarios, assignments)
     if len(planned) > MOST_RUNS:
         raise ConfigError("SCENARIO and --set", f"a comparison shows at most {MOST_RUNS} runs", len(planned))
+    if runs is not None:
+        check_folder(runs, "--runs")
     finished = _run_all(planned, RunStore(runs))
     page = comparison_page(finished, comparison_figures(finished), output.suffix)
     write_text(output, page)

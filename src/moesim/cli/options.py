@@ -11,6 +11,8 @@ _JSON = "Print one JSON object on stdout and nothing else there."
 Json = Annotated[bool, typer.Option("--json", help=_JSON)]
 JsonOutput = Annotated[bool, typer.Option("--json", help=_JSON, rich_help_panel=OUTPUT)]
 
+FixedSeed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+
 Model = Annotated[
     str | None, typer.Option(help="Shipped model, YAML file, or Hugging Face config.json.", rich_help_panel=_WORKLOAD)
 ]

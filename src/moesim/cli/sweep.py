@@ -9,7 +9,7 @@ from typing import Any
 from moesim.cli.output import number, print_json, seconds, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
-from moesim.files import check_place, write_text
+from moesim.files import check_folder, check_place, write_text
 from moesim.search.grid import expand, varied_keys
 from moesim.search.sweep import Variant, check_variants, sweep
 
@@ -34,6 +34,8 @@ def sweep_command(
     grid = expand(assignments)
     variants = [Variant(scenario, tuple(point)) for point in grid]
     check_variants(variants)
+    if runs is not None:
+        check_folder(runs, "--runs")
     summaries = _run(variants, runs, workers)
     keys = varied_keys(assignments) or [text.partition("=")[0] for text in assignments]
     rows = [_row(keys, point, summary) for point, summary in zip(grid, summaries, strict=True)]
