@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moesim.errors import DataError
-from moesim.files import check_folder, check_place, make_folder, whole_file, write_text
+from moesim.files import check_folder, check_output, check_place, make_folder, whole_file, write_text
 
 
 def test_what_was_there_is_replaced_and_nothing_else_is_left(tmp_path: Path):
@@ -59,6 +59,14 @@ def test_impossible_places_are_refused(tmp_path: Path, name: str, rule: str):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=rule):
         check_place(tmp_path / name)
+
+
+def test_files_must_end_as_asked(tmp_path: Path):
+    assert check_output("--out", tmp_path / "a.csv", ".csv", ".md") == tmp_path / "a.csv"
+    with pytest.raises(DataError, match=r"^--out .*a\.txt: must end in \.csv or \.md$"):
+        check_output("--out", tmp_path / "a.txt", ".csv", ".md")
+    with pytest.raises(DataError, match="the folder must exist"):
+        check_output("--out", tmp_path / "b/a.csv", ".csv")
 
 
 def test_places_of_folders_are_checked_before_they_are_made(tmp_path: Path):

@@ -68,6 +68,17 @@ def check_place(target: Path) -> Path:
     return target
 
 
+def check_output(flag: str, target: Path, *suffixes: str) -> Path:
+    """`target` as a file that may be written and ends in one of `suffixes`, before any work is done.
+
+    Raises:
+        DataError: it ends in something else, or as `check_place`.
+    """
+    if target.suffix not in suffixes:
+        raise DataError(f"{flag} {target}", f"must end in {' or '.join(suffixes)}")
+    return check_place(target)
+
+
 def check_folder(folder: Path, flag: str | None = None) -> Path:
     """`folder` as one that files may be written to, or that may be made, before any work is done.
 
