@@ -77,6 +77,8 @@ class Document:
         root, source = self._source(path)
         if source.startswith(_SET):
             return source if path == root else f"{source}: {dotted((*self.prefix, *path))}"
+        if self.marks and path not in self.marks and (below := self._edit_below(path)):
+            return f"{below}: {dotted((*self.prefix, *path))}"
         shown = dotted(path[len(root) :] if root else (*self.prefix, *path))
         line, column = self.position(path)
         where = f"{source}:{line}:{column}" if line else source
@@ -94,6 +96,11 @@ class Document:
         """This document with `value` at `path`, as if given by `--set`."""
         label = _SET + dotted((*self.prefix, *path))
         return self.graft(path, Document(file=label, data=value))
+
+    def _edit_below(self, path: KeyPath) -> str | None:
+        """The first edit of something inside `path`, which made it where the file does not have it."""
+        edits = (name for known, name in self.sources.items() if name.startswith(_SET) and known[: len(path)] == path)
+        return next(edits, None) if path else None
 
     def _source(self, path: KeyPath) -> tuple[KeyPath, str]:
         """Root of the subtree that holds `path`, and where that subtree comes from."""

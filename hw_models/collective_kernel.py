@@ -4,11 +4,15 @@ Every kernel is a start-up and a transfer, `launch + steps * hop + bytes / rate`
 kernels (protocols, algorithms), the fastest one runs, as the libraries choose by size too.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from moesim.hw_models.collective_table import CollectiveTable
 
 Floats = NDArray[np.float64]
 
@@ -41,24 +45,14 @@ SWITCH_ELEMENT_BYTES = 2.0
 ) = range(10)
 
 
-class Columns(NamedTuple):
-    """The columns of a collective table; see `CollectiveTable`."""
+_NAMES: Any = tuple(field.name for field in fields(CollectiveTable))
+# The columns are those of the table, which is why they are not written out again.
+_Columns = namedtuple("_Columns", _NAMES)  # type: ignore[misc]  # noqa: PYI024
 
-    kind: NDArray[np.int8]
-    ranks: NDArray[np.int32]
-    nodes: NDArray[np.int32]
-    payload_bytes: Floats
-    element_bytes: Floats
-    sent_bytes: Floats
-    received_bytes: Floats
-    sent_internode_bytes: Floats
-    received_internode_bytes: Floats
-    tokens: Floats
-    copies: Floats
-    copy_bytes: Floats
-    fan_out: Floats
-    experts: Floats
-    multiprocessors: Floats
+
+def columns_of(table: CollectiveTable) -> Any:
+    """`table` as compiled code takes it, under the same names."""
+    return _Columns(*(getattr(table, name) for name in _NAMES))
 
 
 class Links(NamedTuple):
@@ -78,7 +72,7 @@ class Links(NamedTuple):
 
 @njit(cache=True, error_model="numpy")
 def price_rows(
-    columns: Columns,
+    columns: CollectiveTable,
     links: Links,
     time_s: Floats,
     energy_j: Floats,
@@ -88,7 +82,7 @@ def price_rows(
     """Write time, energy, bound and extrapolation of every row into the last four, which come as zeros.
 
     Args:
-        columns: what to price.
+        columns: what to price, as `columns_of` gives it.
         links: on what.
         time_s: float64[row].
         energy_j: float64[row].
@@ -236,7 +230,7 @@ def _exchange(
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _deepep(columns: Columns, row: int, inner: float, outer: float, deepep: Floats) -> tuple[float, float]:
+def _deepep(columns: CollectiveTable, row: int, inner: float, outer: float, deepep: Floats) -> tuple[float, float]:
     """Start-up and transfer of a DeepEP kernel: link and multiprocessors work at once, the slower one binds."""
     which = columns.kind[row] - FIRST_DEEPEP
     mode, way = which // 2, which % 2

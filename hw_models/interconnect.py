@@ -1,6 +1,5 @@
 """Links between devices, and what collectives over them cost."""
 
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,8 +32,7 @@ class Interconnect:
         self.intra_node = intra_node
         self.inter_node = inter_node
         self._price_rows = collective_kernel.price_rows
-        self._columns = collective_kernel.Columns
-        self._columns_of = operator.attrgetter(*collective_kernel.Columns._fields)
+        self._columns_of = collective_kernel.columns_of
         self._links = _links((intra_node, inter_node), collective_kernel)
 
     def offers(self, kind: str) -> bool:
@@ -48,9 +46,10 @@ class Interconnect:
         The energy is that of the bytes which the member sends; for sums, of those of a ring, whatever the algorithm.
         One member, or no bytes, costs nothing.
         """
-        columns = self._columns(*self._columns_of(table))
         cost = Cost.zeros(len(table))
-        self._price_rows(columns, self._links, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated)
+        self._price_rows(
+            self._columns_of(table), self._links, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated
+        )
         return cost
 
     def stated_errors(self, table: CollectiveTable) -> Floats:

@@ -1,6 +1,6 @@
 """Numbers of a device with where they come from, and the calibrations behind the fitted ones."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, Field, model_validator
@@ -121,7 +121,28 @@ def scaled(config: Any, factors: Mapping[str, float], prefix: str = "") -> Any:
     missing = set(factors) - {name for name, _ in parameters(config)}
     if missing:
         raise KeyError(min(missing))
-    return _scaled(config, factors, prefix)
+
+    def changed(name: str, held: Parameter[Any]) -> Parameter[Any]:
+        factor = factors.get(name)
+        if factor is None:
+            return held
+        return held.model_copy(update={"value": held.value * factor, "source": f"{factor:g} times: {held.source}"})
+
+    return with_each(config, changed, prefix)
+
+
+def with_each(config: Any, change: Callable[[str, Parameter[Any]], Parameter[Any]], prefix: str = "") -> Any:
+    """A copy of `config` with every parameter replaced by what `change` makes of its dotted name and itself."""
+    if isinstance(config, Parameter):
+        return change(prefix.rstrip("."), config)
+    if isinstance(config, BaseModel):
+        fields = type(config).model_fields
+        return config.model_copy(
+            update={key: with_each(getattr(config, key), change, f"{prefix}{key}.") for key in fields}
+        )
+    if isinstance(config, dict):
+        return {key: with_each(item, change, f"{prefix}{key}.") for key, item in config.items()}
+    return config
 
 
 def with_values(config: Any, values: Mapping[str, float], source: str = "fitted", fit: str | None = None) -> Any:
@@ -159,21 +180,6 @@ def _inside(name: str, value: Any) -> Iterator[tuple[str, Parameter[Any]]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _inside(f"{name}.{key}", item)
-
-
-def _scaled(value: Any, factors: Mapping[str, float], name: str) -> Any:
-    if isinstance(value, Parameter):
-        factor = factors.get(name.rstrip("."))
-        if factor is None:
-            return value
-        source = f"{factor:g} times: {value.source}"
-        return value.model_copy(update={"value": value.value * factor, "source": source})
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        return value.model_copy(update={key: _scaled(getattr(value, key), factors, f"{name}{key}.") for key in fields})
-    if isinstance(value, dict):
-        return {key: _scaled(item, factors, f"{name}{key}.") for key, item in value.items()}
-    return value
 
 
 def _with_values(held: Any, tree: Mapping[str, Any], stamp: Mapping[str, Any], place: str) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
+from moesim.files import whole_file
 
 FOLDER = Path(__file__).parent.parent / "configs" / "devices" / "residuals"
 _ARRAYS = {"feature": np.int8, "value": np.float32, "left": np.int32, "roots": np.int32}
@@ -58,9 +59,8 @@ def save_residual(path: Path, models: Mapping[str, Trees]) -> None:
         arrays[f"{name}.range"] = np.array([model.low, model.high, model.error])
         arrays[f"{name}.fingerprint"] = np.array(model.fingerprint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part.npz")
-    np.savez_compressed(part, allow_pickle=False, **arrays)
-    part.replace(path)
+    with whole_file(path) as part:
+        np.savez_compressed(part, allow_pickle=False, **arrays)
 
 
 def load_residual(path: Path) -> dict[str, Trees]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # matplotlib loads slowly
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    Panel = Callable[[Axes, TraceStatistics], Axes]
+
 Floats = NDArray[np.float64]
 
 _WIDTH_IN = 10.5
@@ -45,6 +47,16 @@ def _figure(found: TraceStatistics, height_in: float, what: str) -> "Figure":
         f"{plain(shortened(trace.model, 40))}, top {trace.top_k} of {trace.experts} experts, {trace.layers} MoE layers"
     )
     figure.suptitle(f"{what}: {about}, {trace.tokens:,} tokens", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    return figure
+
+
+def _panels(found: TraceStatistics, height_in: float, what: str, *panels: "tuple[Panel, float]") -> "Figure":
+    """A figure of panels side by side, each with its share of the width."""
+    with styled():
+        figure = _figure(found, height_in, what)
+        columns = figure.subplots(1, len(panels), width_ratios=[width for _, width in panels])
+        for axes, (draw, _) in zip(columns, panels, strict=True):
+            draw(axes, found)
     return figure
 
 
@@ -136,12 +148,7 @@ def draw_imbalance_over_time(axes: "Axes", found: TraceStatistics) -> "Axes":
 
 def batch_figure(found: TraceStatistics) -> "Figure":
     """Experts that batches touch, and places that tokens reach."""
-    with styled():
-        figure = _figure(found, 3.8, "Batches and placement")
-        batches, places = figure.subplots(1, 2, width_ratios=[1.5, 1.0])
-        draw_touched(batches, found)
-        draw_reached(places, found)
-    return figure
+    return _panels(found, 3.8, "Batches and placement", (draw_touched, 1.5), (draw_reached, 1.0))
 
 
 def draw_touched(axes: "Axes", found: TraceStatistics) -> "Axes":
@@ -195,13 +202,8 @@ def draw_reached(axes: "Axes", found: TraceStatistics) -> "Axes":
 
 def layer_figure(found: TraceStatistics) -> "Figure":
     """What a layer's experts say about the next layer's, and which experts are used together."""
-    with styled():
-        figure = _figure(found, 3.7, "Experts used together")
-        information, transitions, together = figure.subplots(1, 3, width_ratios=[1.0, 1.0, 1.0])
-        draw_mutual_information(information, found)
-        draw_transitions(transitions, found)
-        draw_coactivation(together, found)
-    return figure
+    panels = ((draw_mutual_information, 1.0), (draw_transitions, 1.0), (draw_coactivation, 1.0))
+    return _panels(found, 3.7, "Experts used together", *panels)
 
 
 def draw_mutual_information(axes: "Axes", found: TraceStatistics) -> "Axes":
@@ -261,13 +263,7 @@ def _alike(values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def locality_figure(found: TraceStatistics) -> "Figure":
     """Reuse, segments and caches: what a token's predecessors say about its experts."""
-    with styled():
-        figure = _figure(found, 3.7, "Locality")
-        reuse, segment, cache = figure.subplots(1, 3)
-        draw_reuse(reuse, found)
-        draw_segments(segment, found)
-        draw_caches(cache, found)
-    return figure
+    return _panels(found, 3.7, "Locality", (draw_reuse, 1.0), (draw_segments, 1.0), (draw_caches, 1.0))
 
 
 def draw_reuse(axes: "Axes", found: TraceStatistics) -> "Axes":
@@ -342,12 +338,7 @@ def _tokens_axis(axes: "Axes", label: str) -> None:
 
 def drift_figure(found: TraceStatistics) -> "Figure":
     """How far loads move from the first to the second half of the trace, and between domains."""
-    with styled():
-        figure = _figure(found, 4.4, "Drift")
-        halves, groups = figure.subplots(1, 2, width_ratios=[1.0, 1.25])
-        draw_halves(halves, found)
-        draw_domains(groups, found)
-    return figure
+    return _panels(found, 4.4, "Drift", (draw_halves, 1.0), (draw_domains, 1.25))
 
 
 def draw_halves(axes: "Axes", found: TraceStatistics) -> "Axes":

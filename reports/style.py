@@ -5,14 +5,14 @@ common colour-vision deficiencies. matplotlib is imported inside functions, beca
 because that keeps a global list of figures.
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moesim.errors import DataError
+from moesim.files import check_place, whole_file
 
 if TYPE_CHECKING:  # see above
     from matplotlib.figure import Figure
@@ -221,50 +221,9 @@ def save(figure: "Figure", path: str | Path) -> Path:
         DataError: as `check_output`, or the file system refuses.
     """
     target = check_output(path)
-    with _whole_file(target) as unfinished:
+    with whole_file(target) as unfinished:
         _draw(figure, unfinished, target.suffix.lower())
     return target
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a page to `path`, whole or not at all.
-
-    Raises:
-        DataError: a folder, a folder that is missing or may not be written to, or the file system refuses.
-    """
-    target = check_place(Path(path))
-    with _whole_file(target) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-    return target
-
-
-def check_place(target: Path) -> Path:
-    """`target` as a file that may be written, before any work is done.
-
-    Raises:
-        DataError: a folder, or a file in a folder that is missing or may not be written to.
-    """
-    if target.is_dir():
-        raise DataError(str(target), "must be a file, and is a folder")
-    if not target.parent.is_dir():
-        raise DataError(str(target), "the folder must exist", str(target.parent))
-    if not os.access(target.parent, os.W_OK):
-        raise DataError(str(target), "the folder must be writable", str(target.parent))
-    return target
-
-
-@contextmanager
-def _whole_file(target: Path) -> Iterator[Path]:
-    """A file beside `target` that takes its place when the block succeeds, and vanishes when it fails."""
-    unfinished = target.with_name(f".{os.getpid()}.unfinished{target.suffix}")
-    try:
-        yield unfinished
-        unfinished.replace(target)
-    except OSError as error:
-        raise DataError(str(target), f"cannot be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def _draw(figure: "Figure", path: Path, suffix: str) -> None:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moesim.errors import DataError
+from moesim.files import check_folder
 from moesim.reports.routing_figures import FIGURES
 from moesim.reports.routing_tables import CACHE_FACTOR, Table, rule_label, rule_name, summary, tables
 from moesim.reports.style import FORMATS, save
@@ -108,22 +108,6 @@ def _text(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def check_folder(folder: Path) -> Path:
-    """`folder` as a place where a report may be written, before any work is done.
-
-    Raises:
-        DataError: it is a file, or neither it nor the folder above it can be written to.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise DataError(str(folder), "must be a folder, and is a file")
-    holder = folder if folder.is_dir() else folder.parent
-    if not holder.is_dir():
-        raise DataError(str(folder), "the folder above must exist", str(holder))
-    if not os.access(holder, os.W_OK | os.X_OK):
-        raise DataError(str(folder), "must be in a folder that can be written to", str(holder))
-    return folder
-
-
 def write_trace_report(
     found: TraceStatistics,
     folder: Path,
@@ -150,6 +134,7 @@ def write_trace_report(
         raise DataError("figures", f"must be {' or '.join(FORMATS)}", suffix)
     target = check_folder(folder)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise DataError(str(folder), f"cannot be written ({error.strerror or error})") from error

@@ -1,13 +1,13 @@
 """A grid of scenarios on several processes."""
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moesim.configs.loader import Reference
+from moesim.search.processes import as_they_finish
 from moesim.search.runs import RunStore
 from moesim.simulator.scenario import load_scenario, prepare
 
@@ -40,24 +40,7 @@ def sweep(
         workers: processes; 1 simulates in this one.
         runs: folder in which results are kept, and from which those that are there already are taken.
     """
-    if workers == 1 or len(variants) == 1:
-        yield from ((position, _summary(variant, runs)) for position, variant in enumerate(variants))
-        return
-    # Forked children would inherit numba's threads and SimPy's state; spawned ones start clean, everywhere alike.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(variants)), mp_context=context)
-    try:
-        futures = {pool.submit(_summary, variant, runs): position for position, variant in enumerate(variants)}
-        yield from _as_they_finish(futures)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _as_they_finish(
-    futures: Mapping[Future[Mapping[str, Any]], int],
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for future in as_completed(futures):
-        yield futures[future], future.result()
+    yield from as_they_finish(partial(_summary, runs=runs), variants, workers=workers)
 
 
 def _summary(variant: Variant, runs: Path | None) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ _BLOCK = 128
 
 
 @njit(cache=True)
-def count_tokens(  # noqa: C901, PLR0913, PLR0917  # compiled code takes its arrays one by one
+def count_tokens(  # noqa: PLR0913, PLR0917  # compiled code takes its arrays one by one
     experts: NDArray[np.uint16],
     phase: NDArray[np.int64],
     source: NDArray[np.int32],
@@ -44,37 +44,69 @@ def count_tokens(  # noqa: C901, PLR0913, PLR0917  # compiled code takes its arr
         traffic: int64[moe_layer, source device, ep rank], added to.
         node_traffic: int64[moe_layer, source device, node], added to.
     """
-    tokens, layers, k = experts.shape
-    ranks, nodes = slot_tokens.shape[1] // slots_per_rank, node_traffic.shape[2]
+    tokens, layers, _ = experts.shape
     rank_of_slot = np.arange(slot_tokens.shape[1]) // slots_per_rank
     replicated = slot_tokens.shape[1] > expert_tokens.shape[2]
-    # Flags instead of branches, which no processor could predict.
-    reached, node_reached = np.zeros(ranks, np.int64), np.zeros(nodes, np.int64)
     for start in range(0, tokens, _BLOCK):
         for layer in range(layers):
-            counts, loads = expert_tokens[:, layer], slot_tokens[layer]
-            first_turn, slot_of_turn = first[layer], order[layer]
-            sent, sent_to_nodes = traffic[layer], node_traffic[layer]
-            for token in range(start, min(start + _BLOCK, tokens)):
-                kind, device = phase[token], source[token]
-                for choice in range(k):
-                    expert = experts[token, layer, choice]
-                    counts[kind, expert] += 1
-                    turn = first_turn[expert]
-                    if replicated:
-                        turn += (token * k + choice) % (first_turn[expert + 1] - turn)
-                    slot = slot_of_turn[turn]
-                    loads[slot] += 1
-                    reached[rank_of_slot[slot]] = 1
-                if nodes == 1:
-                    sent_to_nodes[device, 0] += 1
-                else:
-                    for rank in range(ranks):
-                        for node in range(rank_nodes[rank, 0], rank_nodes[rank, 1] + 1):
-                            node_reached[node] |= reached[rank]
-                    for node in range(nodes):
-                        sent_to_nodes[device, node] += node_reached[node]
-                        node_reached[node] = 0
-                for rank in range(ranks):
-                    sent[device, rank] += reached[rank]
-                    reached[rank] = 0
+            _count_layer(
+                experts[start : start + _BLOCK, layer],
+                start,
+                phase,
+                source,
+                first[layer],
+                order[layer],
+                replicated,
+                rank_of_slot,
+                rank_nodes,
+                expert_tokens[:, layer],
+                slot_tokens[layer],
+                traffic[layer],
+                node_traffic[layer],
+            )
+
+
+@njit(cache=True)
+def _count_layer(  # noqa: PLR0913, PLR0917  # a call per token would take longer than all the rest
+    experts: NDArray[np.uint16],
+    start: int,
+    phase: NDArray[np.int64],
+    source: NDArray[np.int32],
+    first: NDArray[np.int32],
+    order: NDArray[np.int32],
+    replicated: bool,  # noqa: FBT001
+    rank_of_slot: NDArray[np.int64],
+    rank_nodes: NDArray[np.int32],
+    expert_tokens: NDArray[np.int64],
+    slot_tokens: NDArray[np.int64],
+    traffic: NDArray[np.int64],
+    node_traffic: NDArray[np.int64],
+) -> None:
+    """Count the tokens from `start` on in one layer; the arrays are that layer's of `count_tokens`."""
+    (tokens, k), ranks, nodes = experts.shape, traffic.shape[1], node_traffic.shape[1]
+    # Flags instead of branches, which no processor could predict.
+    reached, node_reached = np.zeros(ranks, np.int64), np.zeros(nodes, np.int64)
+    for row in range(tokens):
+        token = start + row
+        kind, device = phase[token], source[token]
+        for choice in range(k):
+            expert = experts[row, choice]
+            expert_tokens[kind, expert] += 1
+            turn = first[expert]
+            if replicated:
+                turn += (token * k + choice) % (first[expert + 1] - turn)
+            slot = order[turn]
+            slot_tokens[slot] += 1
+            reached[rank_of_slot[slot]] = 1
+        if nodes == 1:
+            node_traffic[device, 0] += 1
+        else:
+            for rank in range(ranks):
+                for node in range(rank_nodes[rank, 0], rank_nodes[rank, 1] + 1):
+                    node_reached[node] |= reached[rank]
+            for node in range(nodes):
+                node_traffic[device, node] += node_reached[node]
+                node_reached[node] = 0
+        for rank in range(ranks):
+            traffic[device, rank] += reached[rank]
+            reached[rank] = 0

@@ -17,10 +17,14 @@ _UNBALANCED_TIMES = 1.5
 caches (SGLang router 0.3, `balance_abs_threshold` and `balance_rel_threshold`)."""
 
 
-def least_outstanding(ranks: Sequence[RankScheduler], _request: int, _dealt: int) -> int:
-    """The rank with the fewest requests waiting or running; the first of several."""
-    outstanding = [rank.outstanding for rank in ranks]
-    return outstanding.index(min(outstanding))
+def least_outstanding(ranks: Sequence[RankScheduler], _request: int, dealt: int) -> int:
+    """The rank with the fewest requests waiting or running.
+
+    The search begins one rank later with every request, so that ranks with equally many take turns (vLLM 0.27,
+    `DPLBAsyncMPClient.get_core_engine_for_request`).
+    """
+    in_turn = ((dealt + offset) % len(ranks) for offset in range(len(ranks)))
+    return min(in_turn, key=lambda rank: ranks[rank].outstanding)
 
 
 def round_robin(ranks: Sequence[RankScheduler], _request: int, dealt: int) -> int:

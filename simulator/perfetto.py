@@ -10,7 +10,6 @@ what was given goes into a trace, so equal timelines give equal bytes.
 """
 
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from moesim.files import whole_file
 
 _NS_PER_S = 1e9
 _ROUNDING_NS = 1
@@ -131,14 +132,8 @@ class TimelineWriter:
         Raises:
             ValueError: as `build`.
         """
-        target = Path(path)
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-        try:
-            with unfinished.open("wb") as file:
-                self._write(file)
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole_file(Path(path)) as unfinished, unfinished.open("wb") as file:
+            self._write(file)
 
     def _id(self, track: _Track) -> int:
         """Ids count up from 1; 0 is the parent of what has none."""

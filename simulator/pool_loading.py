@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moesim.configs.loader import Document
-from moesim.errors import ConfigError, NotedErrors
+from moesim.errors import CapacityError, ConfigError, NotedErrors
 from moesim.hw_models.system import System, load_system
 from moesim.simulator.memory import Demand, KvCache, MemoryPlan, check_capacity
 from moesim.simulator.parallelism import Parallelism, check_parallelism
@@ -26,6 +26,11 @@ class PoolPlan:
     placement: str
     scheduler: SchedulerSettings
     document: Document
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the scenario has pools, and this is one of them."""
+        return self.name in (self.document.data.get("pools") or {})
 
     def path(self, *keys: str) -> tuple[str, ...]:
         """Where the scenario says something: in the pool, or for all of them."""
@@ -168,4 +173,10 @@ def _memory(
     longest = int((requests.prompt_tokens + generated).max())
     slots = None if placement is None else int(placement.slots.shape[1])
     demand = Demand(settings.memory_utilization, settings.token_budget, settings.block_tokens, longest, slots)
-    return check_capacity(model, system, parallelism, demand)
+    try:
+        return check_capacity(model, system, parallelism, demand)
+    except CapacityError as error:
+        if not plan.is_named:
+            raise
+        place = plan.document.place(("pools", plan.name))
+        raise CapacityError(f"{place}: {error.place}", error.rule, error.got) from None

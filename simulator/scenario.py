@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from moesim.configs.loader import Config, Document, Finder, Reference, find, override, validate
+from moesim.configs.rules import did_you_mean
 from moesim.errors import ConfigError, NotedErrors
 from moesim.hw_models.system import System, system_document
 from moesim.simulator.load_balancing import PolicyName
@@ -124,9 +125,23 @@ def load_scenario(reference: Reference, assignments: Sequence[str] = ()) -> tupl
     """
     document = find("scenarios", reference)
     if isinstance(document.data, dict):
+        _check_edited_pools(document.data.get("pools"), assignments)
         document = override(document, assignments, REFERENCES)
         document = _read_presets(document)
     return validate(Scenario, document), document
+
+
+def _check_edited_pools(pools: Any, assignments: Sequence[str]) -> None:
+    """Refuse an edit inside a pool that is not there: its name is misspelt, and a pool would come from nowhere."""
+    names = list(pools) if isinstance(pools, dict) else []
+    for assignment in assignments:
+        key = assignment.partition("=")[0].strip()
+        head, *rest = key.split(".")
+        if head == "pools" and len(rest) <= 1:  # all of them, or a whole new one
+            names = names + rest if rest else []
+        elif head == "pools" and names and rest[0] not in names:
+            hint = did_you_mean(rest[0], names) or f"there is {' and '.join(names)}"
+            raise ConfigError(f"--set {key}", f"no such pool ({hint}); a new one is --set pools.{rest[0]}={{...}}")
 
 
 def _read_presets(document: Document) -> Document:

@@ -14,7 +14,7 @@ the rank that will decode it has pulled it.
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from moesim.workloads.prefix_blocks import PrefixBlocks
 from moesim.workloads.requests import Requests
 
 Indices = NDArray[np.int64]
+Framework = Literal["vllm", "sglang", "trtllm"]
+FRAMEWORKS: tuple[str, ...] = get_args(Framework)
 TimedKind = Literal["attention", "experts", "dense", "communication", "other", "prompts"]
 """What a time scale applies to: kinds of operators, and all operators of steps with prompts."""
 
@@ -47,7 +49,8 @@ class SchedulerSettings(Config):
     prefill: Literal["chunked", "alone", "whole"] = Field(
         "chunked",
         description="how prompts run: cut into chunks beside decodes (vLLM); in steps of their own, cut at the token "
-        "budget, while decodes pause (SGLang); never cut, beside decodes when the budget has room (TensorRT-LLM)",
+        "budget, while decodes pause (SGLang); uncut unless longer than that, beside decodes when there is room "
+        "(TensorRT-LLM)",
     )
     async_host: bool = Field(
         False,
@@ -97,7 +100,7 @@ class SchedulerSettings(Config):
         "its kernels move all the same; fitted to kernels measured on one rank of several: 0.70 to 0.79 for Triton's, "
         "0.02 to 0.09 for CUTLASS's",
     )
-    kernels: Literal["vllm", "sglang", "trtllm"] | None = Field(
+    kernels: Framework | None = Field(
         None,
         description="framework whose kernels the devices run, where the device has a set of them; by default those that"
         " the device describes",
@@ -337,7 +340,7 @@ class RankScheduler:
                 continue
             shared_bytes = self._skip_cached_prefix(request)
             chunk = np.minimum(self._uncomputed(one), budget)
-            if self._must_wait_for_room(request, int(chunk[0]), used_tokens + sum(tokens)):
+            if self._must_wait_for_room(one, chunk):
                 break
             growth = self._growth(one, chunk)
             if growth[0] - shared_bytes > self.free_bytes:
@@ -396,11 +399,14 @@ class RankScheduler:
         states = self.states
         states.prefix_hits[request] += max(0, int(states.computed[request] - states.seen[request]))
 
-    def _must_wait_for_room(self, request: int, chunk: int, used_tokens: int) -> bool:
-        """Whether a prompt that may not be cut would be; one longer than the whole budget is cut all the same."""
-        if self.settings.prefill != "whole" or used_tokens == 0:
-            return False
-        return chunk < int(self._uncomputed(np.array([request]))[0])
+    def _must_wait_for_room(self, one: Indices, chunk: Indices) -> bool:
+        """Whether a prompt that may not be cut would be.
+
+        One longer than the whole budget is cut whenever it starts. If it waited for a step to itself, so would all that
+        queue behind it, until the last running sequence had ended.
+        """
+        need = int(self._uncomputed(one)[0])
+        return self.settings.prefill == "whole" and int(chunk[0]) < need <= self.settings.token_budget
 
     def repeats(self, scheduled: Scheduled, most: int) -> int:
         """How many steps, up to `most`, would be `scheduled` again if nothing arrived.

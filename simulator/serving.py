@@ -13,6 +13,7 @@ import simpy
 from numpy.typing import NDArray
 
 from moesim.errors import StalledError
+from moesim.simulator.cache_links import CacheLinks
 from moesim.simulator.load_balancing import POLICIES, PolicyName
 from moesim.simulator.memory import KvCache
 from moesim.simulator.pipeline import Pipeline
@@ -31,14 +32,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(eq=False)
 class Rank:
-    """A data-parallel rank as the router sees it: its queue, and the links that caches leave and enter by."""
+    """A data-parallel rank as the router sees it."""
 
     number: int
     replica: Replica
     index: int  # within the replica
     scheduler: RankScheduler
-    outgoing: simpy.Resource
-    incoming: simpy.Resource
 
 
 @dataclass
@@ -87,6 +86,7 @@ class ServingLoop:
         self.record = ServingRecord.of(self.states)
         self.ranks = self._build_ranks()
         self._ranks_of = [[rank for rank in self.ranks if rank.replica.number == n] for n in range(len(self.pipelines))]
+        self._links = CacheLinks(self.env)
         self._transfers: dict[tuple[str, str], KvTransfer] = {}
         self.first = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role != "decode"])
         self.decoding = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role == "decode"])
@@ -106,8 +106,7 @@ class ServingLoop:
             events = (self._next_arrival_s, self._note_start, self._complete, self._start_pull)
             replica = Replica(self.env, number, pipeline, self.states, self.fast_forward, *events)
             for index, scheduler in enumerate(replica.ranks):
-                links = simpy.Resource(self.env), simpy.Resource(self.env)
-                ranks.append(Rank(len(ranks), replica, index, scheduler, *links))
+                ranks.append(Rank(len(ranks), replica, index, scheduler))
         return ranks
 
     # --- arrivals ------------------------------------------------------------------------------------------------
@@ -205,15 +204,13 @@ class ServingLoop:
         self.env.process(self._pull(self._ranks_of[replica.number][index], request))
 
     def _pull(self, rank: Rank, request: int) -> Generator[simpy.Event, None, None]:
-        """Move a cache to `rank`: links are queues, and the cache stays where it was until all of it has moved."""
+        """Move a cache to `rank`; it stays where it was until all of it has moved."""
         source, tokens = self.ranks[int(self.states.kv_rank[request])], int(self.states.computed[request])
         transfer = self._transfer_between(source.replica.pipeline.pool, rank.replica.pipeline.pool)
         duration_s, energy_j = transfer.price(tokens)
-        with source.outgoing.request() as leaving:
-            yield leaving
-            with rank.incoming.request() as entering:
-                yield entering
-                yield self.env.timeout(duration_s)
+        yield self._links.claim(source.number, rank.number)
+        yield self.env.timeout(duration_s)
+        self._links.free(source.number, rank.number)
         self.record.note_transfer(request, transfer.bytes(tokens), energy_j, self.env.now)
         source.scheduler.free_parked(request)
         source.replica.wake()

@@ -90,6 +90,8 @@ def serve(
 def settings_of(setup: Setup) -> dict[str, Any]:
     """Everything the run depended on, as plain data."""
     settings: dict[str, Any] = setup.scenario.model_dump(mode="json")
+    for pool in setup.pools:
+        settings["pools"].get(pool.name, settings)["parallelism"] = pool.parallelism.model_dump(mode="json")
     pools = [
         {
             "name": pool.name,
@@ -109,4 +111,4 @@ def settings_of(setup: Setup) -> dict[str, Any]:
         "routing": setup.routing_source,
         "concurrency": setup.requests.concurrency,
     }
-    return {**settings, "parallelism": pools[0]["parallelism"], "resolved": resolved}
+    return {**settings, "resolved": resolved}

@@ -1,6 +1,5 @@
 """Attention traces: how few keys hold the attention of recorded tokens, and where these keys are."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
-from moesim.configs.documents import Document
-from moesim.configs.loader import Config, validate
-from moesim.errors import ConfigError, DataError
+from moesim.configs.loader import Config
+from moesim.configs.metadata import checked_metadata
+from moesim.errors import DataError
 
 SHARES = {"keys_90": 0.90, "keys_95": 0.95, "keys_99": 0.99}
 COUNTS = tuple(SHARES)
@@ -84,7 +83,10 @@ def read_attention_trace(path: str | Path) -> AttentionTrace:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(str(path), f"cannot be read ({error})") from None
-    header = _header(path, (table.schema.metadata or {}).get(METADATA_KEY))
+    metadata = table.schema.metadata
+    header = checked_metadata(
+        AttentionTraceHeader, path, metadata, METADATA_KEY, kind="an attention trace", version=FORMAT
+    )
     columns = (*INDEX, *COUNTS, *MASSES)
     missing = [name for name in columns if name not in table.column_names or table[name].null_count]
     if missing:
@@ -101,17 +103,3 @@ def read_attention_trace(path: str | Path) -> AttentionTrace:
     return AttentionTrace(
         header, **index, keys={name: cube(name) for name in COUNTS}, masses={name: cube(name) for name in MASSES}
     )
-
-
-def _header(path: Path, text: bytes | None) -> AttentionTraceHeader:
-    place = f"{path}: metadata {METADATA_KEY.decode()}"
-    try:
-        data = json.loads(text or b"")
-    except ValueError:
-        raise DataError(place, "must be that of an attention trace, as JSON") from None
-    if isinstance(data, dict) and data.get("format") != FORMAT:
-        raise DataError(f"{place}: format", f"must be {FORMAT}", data.get("format"))
-    try:
-        return validate(AttentionTraceHeader, Document(place, data))
-    except ConfigError as error:
-        raise DataError(error.place, error.rule, error.got) from None

@@ -221,24 +221,6 @@ def _as_ints(values: Ints) -> Ints:
 
 
 @njit(cache=True)
-def count_transitions(expert: NDArray[np.uint8] | NDArray[np.uint16], experts: int) -> Ints:
-    """How often a token that used expert a in a layer used b in the next: int64[layer-1, a, b].
-
-    Args:
-        expert: ids [token, layer, k], of any unsigned type.
-        experts: experts per layer.
-    """
-    tokens, layers, k = expert.shape
-    counts = np.zeros((layers - 1, experts, experts), np.int64)
-    for token in range(tokens):
-        for layer in range(layers - 1):
-            for a in range(k):
-                for b in range(k):
-                    counts[layer, expert[token, layer, a], expert[token, layer + 1, b]] += 1
-    return counts
-
-
-@njit(cache=True)
 def _mix(z: np.uint64) -> np.uint64:
     """Finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection that scatters every bit."""
     z = (z ^ (z >> np.uint64(30))) * _MIX_1

@@ -5,9 +5,7 @@ Nothing here unpickles: a file from elsewhere cannot run code.
 
 import csv
 import json
-import os
 import re
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,9 +18,10 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike, NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, StrictFloat, StrictInt
 
-from moesim.configs.documents import Document
-from moesim.configs.loader import Config, validate
-from moesim.errors import ConfigError, DataError
+from moesim.configs.loader import Config
+from moesim.configs.metadata import checked_metadata
+from moesim.errors import DataError
+from moesim.files import whole_file
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_profile_arrays import optional_arrays, optional_fields
 from moesim.workloads.routing_trace import DECODE, RoutingTrace
@@ -132,7 +131,7 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     if trace.weight is not None:
         table = table.append_column(_WEIGHT, lists(trace.weight))
     table = table.replace_schema_metadata({_TRACE_KEY: json.dumps(about).encode()})
-    with _whole_file(Path(path)) as part:
+    with whole_file(Path(path)) as part:
         pq.write_table(table, part, compression="zstd")
 
 
@@ -180,7 +179,7 @@ def write_routing_profile(profile: RoutingProfile, path: str | Path, dtype: DTyp
     if profile.transitions is not None:
         arrays["transitions"] = profile.transitions.astype(dtype)
     arrays |= optional_arrays(profile, dtype)
-    with _whole_file(Path(path)) as part, part.open("wb") as file:
+    with whole_file(Path(path)) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
@@ -311,7 +310,8 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
         table = pq.read_table(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(str(path), f"cannot be read ({error})") from None
-    about = _trace_metadata(path, (table.schema.metadata or {}).get(_TRACE_KEY))
+    metadata = table.schema.metadata
+    about = checked_metadata(_TraceMetadata, path, metadata, _TRACE_KEY, kind="a routing trace", version=_TRACE_FORMAT)
     missing = [name for name in _TRACE_COLUMNS if name not in table.column_names or table[name].null_count]
     if missing:
         raise DataError(
@@ -360,31 +360,3 @@ class _TraceMetadata(Config):
     first_decode_position: tuple[NonNegativeInt, ...]
     licence: str = ""
     capture: dict[str, StrictBool | StrictInt | StrictFloat | str] = Field(default_factory=dict)
-
-
-def _trace_metadata(path: Path, text: bytes | None) -> _TraceMetadata:
-    place = f"{path}: metadata {_TRACE_KEY.decode()}"
-    try:
-        data = json.loads(text or b"")
-    except ValueError:
-        raise DataError(place, "must be that of a routing trace, as JSON") from None
-    if isinstance(data, dict) and data.get("format") != _TRACE_FORMAT:
-        raise DataError(f"{place}: format", f"must be {_TRACE_FORMAT}", data.get("format"))
-    try:
-        return validate(_TraceMetadata, Document(place, data))
-    except ConfigError as error:
-        raise DataError(error.place, error.rule, error.got) from None
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block succeeds, and vanishes when it fails."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

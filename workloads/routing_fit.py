@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from moesim.workloads import routing_fit_kernels as kernels
 from moesim.workloads.load_statistics import mutual_information_bits
-from moesim.workloads.routing_draw import count_transitions
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import MAX_STATES, Domains, Reuse, TokenStates
 from moesim.workloads.routing_trace import RoutingTrace
+from moesim.workloads.trace_kernels import count_transitions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

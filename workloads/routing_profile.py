@@ -84,7 +84,7 @@ class RoutingProfile:
     @classmethod
     def from_trace(cls, trace: RoutingTrace) -> Self:
         """Popularity and transitions of all tokens of `trace`; an expert without tokens hands on the popularity."""
-        from moesim.workloads.routing_draw import count_transitions  # numba loads slowly
+        from moesim.workloads.trace_kernels import count_transitions  # numba loads slowly
 
         loads = trace.loads().astype(np.float64)
         counts = count_transitions(trace.expert, trace.experts)

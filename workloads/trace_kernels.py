@@ -46,6 +46,20 @@ def count_pairs(first: Ids, second: Ids, experts: int) -> Ints:
     return counts
 
 
+def count_transitions(expert: Ids, experts: int) -> Ints:
+    """How often a token that used expert a in a layer used b in the next: int64[layer - 1, a, b].
+
+    Args:
+        expert: ids [token, layer, k].
+        experts: experts per layer.
+    """
+    counts = np.zeros((expert.shape[1] - 1, experts, experts), np.int64)
+    for layer in range(len(counts)):
+        first, second = (np.ascontiguousarray(expert[:, one]) for one in (layer, layer + 1))
+        counts[layer] = count_pairs(first, second, experts)
+    return counts
+
+
 @njit(cache=True, nogil=True)
 def count_shared(ids: Ids, offset: Ints, lag: int) -> Ints:
     """Experts that tokens share with the token `lag` positions before, summed up: int64[request]."""

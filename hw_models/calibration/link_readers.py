@@ -4,7 +4,8 @@ Sizes of messages there are in elements. A group of rows is a message size (Deep
 is judged on sizes that it never saw; `by_ranks` and `by_shape` group anew.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import comb
 from pathlib import Path
@@ -27,6 +28,8 @@ from moesim.hw_models.collective_table import (
 
 PUBLISHER = "aiconfigurator (NVIDIA)"
 ELEMENT_BYTES = {"half": 2.0, "int8": 1.0, "bfloat16": 2.0}
+_OF_NCCL = {name.replace("all_to_all", "alltoall"): COLLECTIVES.index(name) for name in COLLECTIVES[: ALL_TO_ALL + 1]}
+"""Names of collectives in the files."""
 FP8_BYTES = 1 + 4 / 128
 """Of an element of a dispatched token: one byte, and a 32-bit scale for every 128 elements (DeepEP)."""
 BF16_BYTES = 2.0
@@ -46,10 +49,11 @@ def read_nccl(folder: Path) -> tuple[Links, Links]:
     Raises:
         DataError: the file is not there, or lacks a column.
     """
-    rows, version = _read(folder, "nccl", "nccl_perf.parquet", ("nccl_dtype", "message_size"))
+    known: dict[str, Collection[str]] = {"nccl_dtype": ELEMENT_BYTES, "op_name": _OF_NCCL}
+    rows, version = _read(folder, "nccl", "nccl_perf.parquet", ("latency",), known, "num_gpus", "message_size")
     element = rows.nccl_dtype.map(ELEMENT_BYTES).to_numpy(np.float64)
     nbytes, ranks = rows.message_size.to_numpy(np.float64) * element, rows.num_gpus.to_numpy(np.float64)
-    kind = rows.op_name.replace("alltoall", "all_to_all").map(COLLECTIVES.index).to_numpy(np.int64)
+    kind = rows.op_name.map(_OF_NCCL).to_numpy(np.int64)
     exchanged = np.where(kind == ALL_TO_ALL, nbytes * (ranks - 1) / ranks, 0.0)
     table = CollectiveTable.of(
         kind,
@@ -72,7 +76,8 @@ def read_custom_all_reduce(folder: Path, backend: str = "vllm_graph") -> Links:
     Raises:
         DataError: the file is not there, or lacks a column.
     """
-    rows, version = _read(folder, "vllm", "custom_allreduce_perf.parquet", ("allreduce_dtype", "backend"))
+    known, others = {"allreduce_dtype": ELEMENT_BYTES}, ("num_gpus", "message_size", "backend")
+    rows, version = _read(folder, "vllm", "custom_allreduce_perf.parquet", ("latency",), known, *others)
     rows = rows[rows.backend == backend]
     ranks = rows.num_gpus.to_numpy(np.float64)
     nbytes = rows.message_size.to_numpy(np.float64) * rows.allreduce_dtype.map(ELEMENT_BYTES).to_numpy(np.float64)
@@ -93,14 +98,15 @@ def read_deepep(folder: Path, *, low_latency: bool) -> tuple[Links, Links]:
         DataError: the file is not there, or lacks a column.
     """
     name = "ll" if low_latency else "normal"
-    rows, version = _read(folder, "sglang", f"wideep_deepep_{name}_perf.parquet", ("num_token", "num_topk"))
-    suffix = "avg_t_us" if low_latency else "transmit_us"
+    times = [f"{way}_{'avg_t_us' if low_latency else 'transmit_us'}" for way in ("dispatch", "combine")]
+    others = ("num_token", "num_topk", "num_experts", "hidden_size", *["dispatch_sms"] * (not low_latency))
+    rows, version = _read(folder, "sglang", f"wideep_deepep_{name}_perf.parquet", times, {}, *others)
     source = Source(PUBLISHER, rows.device.iloc[0], "DeepEP of SGLang", version, f"{name} kernels on one node")
     first = DEEPEP_LOW_LATENCY_DISPATCH if low_latency else DEEPEP_DISPATCH
     parts = []
     for way, element_bytes in enumerate((FP8_BYTES, BF16_BYTES)):
         table = _deepep_table(rows, first + way, element_bytes, low_latency=low_latency)
-        time_s = rows[f"{('dispatch', 'combine')[way]}_{suffix}"].to_numpy(np.float64) * 1e-6
+        time_s = rows[times[way]].to_numpy(np.float64) * 1e-6
         shape = [rows[column].to_numpy() for column in ("hidden_size", "num_topk", "num_experts")]
         labels = {"tokens": rows.num_token.to_numpy(), "shape": group_numbers(shape)}
         if not low_latency:
@@ -140,13 +146,39 @@ def _ranks_reached(experts: NDArray[np.int64], top_k: NDArray[np.int64], ranks: 
     return ranks * (1 - np.array(missed))
 
 
-def _read(folder: Path, library: str, file: str, columns: Sequence[str]) -> tuple[Any, str]:
-    """Rows of the newest version of a file under `folder/comm/library`, and that version."""
-    paths = sorted((folder / "comm" / library).glob(f"*/{file}"))
+def _read(
+    folder: Path, library: str, file: str, times: Sequence[str], known: Mapping[str, Collection[str]], *others: str
+) -> tuple[Any, str]:
+    """Rows of the newest version of a file under `folder/comm/library`, and that version.
+
+    Args:
+        folder: of a GPU.
+        library: whose collectives.
+        file: name of the file.
+        times: columns that must be > 0.
+        known: columns that must hold one of these texts.
+        others: further columns.
+    """
+    paths = sorted((folder / "comm" / library).glob(f"*/{file}"), key=_version)
     if not paths:
         raise DataError(str(folder), f"must hold comm/{library}/VERSION/{file}")
-    rows = read_table(paths[-1])
-    for column in columns:
+    path = paths[-1]
+    rows = read_table(path)
+    for column in (*known, *others, *times, "device"):
         if column not in rows:
-            raise DataError(str(paths[-1]), f"must have a column {column}", ", ".join(rows.columns))
-    return rows, paths[-1].parent.name
+            raise DataError(str(path), f"must have a column {column}", ", ".join(rows.columns))
+    for column in times:
+        _check_rows(path, rows, column, rows[column].to_numpy(np.float64) > 0, "must be > 0")
+    for column, texts in known.items():
+        _check_rows(path, rows, column, rows[column].isin(texts).to_numpy(), f"must be one of {', '.join(texts)}")
+    return rows, path.parent.name
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", path.parent.name))
+
+
+def _check_rows(path: Path, rows: Any, column: str, is_right: NDArray[np.bool_], rule: str) -> None:
+    wrong = np.flatnonzero(~is_right)
+    if len(wrong):
+        raise DataError(f"{path}:{wrong[0]}: {column}", rule, rows[column].tolist()[wrong[0]])

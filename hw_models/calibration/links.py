@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets, stated_error
 from moesim.hw_models.calibration.fit import Free, Price, Settings, valid_range
@@ -21,7 +20,7 @@ from moesim.hw_models.calibration.splits import folds
 from moesim.hw_models.collective_table import CollectiveTable
 from moesim.hw_models.interconnect import Interconnect
 from moesim.hw_models.link_config import LinkConfig
-from moesim.hw_models.parameters import Fit, Parameter, parameters, scaled
+from moesim.hw_models.parameters import Fit, Parameter, parameters, scaled, with_each
 
 LIMITS: Mapping[str, tuple[float, float]] = {
     "launch": (1e-7, 2e-4),
@@ -205,17 +204,9 @@ def _space(link: LinkConfig, names: Sequence[str]) -> Iterator[tuple[str, Free]]
 
 def with_fitted(config: LinkConfig, values: Mapping[str, float]) -> LinkConfig:
     """A copy with new values, to three digits, under the sources they have."""
-    changed: LinkConfig = _replaced(config, {name: float(f"{value:.3g}") for name, value in values.items()}, "")
-    return changed
 
+    def changed(name: str, held: Parameter[Any]) -> Parameter[Any]:
+        return held.model_copy(update={"value": float(f"{values[name]:.3g}")}) if name in values else held
 
-def _replaced(part: Any, values: Mapping[str, float], name: str) -> Any:
-    if isinstance(part, Parameter):
-        value = values.get(name.rstrip("."))
-        return part if value is None else part.model_copy(update={"value": value})
-    if isinstance(part, BaseModel):
-        fields = type(part).model_fields
-        return part.model_copy(update={key: _replaced(getattr(part, key), values, f"{name}{key}.") for key in fields})
-    if isinstance(part, dict):
-        return {key: _replaced(item, values, f"{name}{key}.") for key, item in part.items()}
-    return part
+    fitted: LinkConfig = with_each(config, changed)
+    return fitted

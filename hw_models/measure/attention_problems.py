@@ -28,6 +28,7 @@ class DecodeAttention(Problem):
     """
 
     kernel: ClassVar[str] = "decode_attention"
+    dimensions: ClassVar[tuple[str, ...]] = ("sequences", "heads", "kv_heads", "head_dim", "page_tokens")
     context_tokens: tuple[int, ...]
     heads: int
     kv_heads: int
@@ -36,10 +37,9 @@ class DecodeAttention(Problem):
     dtype: DtypeName = "fp16"
 
     @property
-    def shape(self) -> dict[str, int]:
-        """sequences, heads, kv_heads, head_dim, page_tokens."""
-        names = ("heads", "kv_heads", "head_dim", "page_tokens")
-        return {"sequences": len(self.context_tokens)} | {name: getattr(self, name) for name in names}
+    def sequences(self) -> int:
+        """Sequences."""
+        return len(self.context_tokens)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class DecodeAttention(Problem):
     def work(self) -> Work:
         """Keys and values are read once per KV head."""
         size, pairs = ELEMENT_BYTES[self.dtype], sum(self.context_tokens)
-        queries = size * self.heads * self.head_dim * len(self.context_tokens)
+        queries = size * self.heads * self.head_dim * self.sequences
         pages = INDEX_BYTES * sum(-(-length // self.page_tokens) for length in self.context_tokens)
         read = 2 * size * self.kv_heads * self.head_dim * pairs + queries + pages
         return Work(4.0 * self.heads * self.head_dim * pairs, float(read), float(queries))
@@ -58,7 +58,7 @@ class DecodeAttention(Problem):
     @property
     def output_rows(self) -> int:
         """Sequences."""
-        return len(self.context_tokens)
+        return self.sequences
 
     @cached_property
     def page_table(self) -> NDArray[np.int32]:
@@ -78,7 +78,7 @@ class DecodeAttention(Problem):
         """
         cache = (int(self.page_table.max()) + 1, self.page_tokens, self.kv_heads, self.head_dim)
         return {
-            "query": random_values(rng, (len(self.context_tokens), self.heads, self.head_dim), self.dtype),
+            "query": random_values(rng, (self.sequences, self.heads, self.head_dim), self.dtype),
             "keys": random_values(rng, cache, self.dtype),
             "values": random_values(rng, cache, self.dtype),
             "page_table": self.page_table,
@@ -101,18 +101,13 @@ class PrefillAttention(Problem):
     """Every token of a prompt attends to itself and those before it; sequences of one length, nothing cached."""
 
     kernel: ClassVar[str] = "prefill_attention"
+    dimensions: ClassVar[tuple[str, ...]] = ("sequences", "prompt_tokens", "heads", "kv_heads", "head_dim")
     sequences: int
     prompt_tokens: int
     heads: int
     kv_heads: int
     head_dim: int
     dtype: DtypeName = "bf16"
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """sequences, prompt_tokens, heads, kv_heads, head_dim."""
-        names = ("sequences", "prompt_tokens", "heads", "kv_heads", "head_dim")
-        return {name: getattr(self, name) for name in names}
 
     @property
     def work(self) -> Work:

@@ -12,6 +12,10 @@ Buffers = dict[str, Any]
 P_co = TypeVar("P_co", bound=Problem, covariant=True)
 
 
+class CannotBeMeasuredError(Exception):
+    """Why there is no measurement; it becomes the reason of a `Skipped`."""
+
+
 class Benchmark(Protocol):
     """A problem and a way to solve it on the current GPU.
 

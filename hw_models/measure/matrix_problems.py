@@ -1,7 +1,6 @@
 """Products of matrices: one, one per expert, and the whole feed-forward network of the routed experts."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -15,8 +14,8 @@ from moesim.hw_models.measure.problem import (
     Inputs,
     Ints,
     Problem,
+    Routed,
     Work,
-    chosen_experts,
     random_values,
 )
 
@@ -26,15 +25,11 @@ class Gemm(Problem):
     """[m, k] x [k, n]: m tokens, k inputs, n outputs."""
 
     kernel: ClassVar[str] = "gemm"
+    dimensions: ClassVar[tuple[str, ...]] = ("m", "n", "k")
     m: int
     n: int
     k: int
     dtype: DtypeName = "fp32"
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """m, n, k."""
-        return {"m": self.m, "n": self.n, "k": self.k}
 
     @property
     def work(self) -> Work:
@@ -64,15 +59,21 @@ class GroupedGemm(Problem):
     """One product per expert: the tokens of expert e, which follow those of expert e - 1, times its own matrix."""
 
     kernel: ClassVar[str] = "grouped_gemm"
+    dimensions: ClassVar[tuple[str, ...]] = ("m", "n", "k", "experts")
     expert_tokens: tuple[int, ...]
     n: int
     k: int
     dtype: DtypeName = "fp32"
 
     @property
-    def shape(self) -> dict[str, int]:
-        """All tokens m, outputs n, inputs k, experts."""
-        return {"m": self.output_rows, "n": self.n, "k": self.k, "experts": len(self.expert_tokens)}
+    def m(self) -> int:
+        """Tokens of all experts."""
+        return sum(self.expert_tokens)
+
+    @property
+    def experts(self) -> int:
+        """Experts, those without tokens too."""
+        return len(self.expert_tokens)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -82,24 +83,23 @@ class GroupedGemm(Problem):
     @property
     def work(self) -> Work:
         """The matrices of experts without tokens are not read."""
-        size, m = ELEMENT_BYTES[self.dtype], self.output_rows
-        active = sum(tokens > 0 for tokens in self.expert_tokens)
-        read = size * self.k * (m + active * self.n)
-        return Work(2.0 * m * self.n * self.k, float(read), float(size * m * self.n))
+        size, active = ELEMENT_BYTES[self.dtype], sum(tokens > 0 for tokens in self.expert_tokens)
+        read = size * self.k * (self.m + active * self.n)
+        return Work(2.0 * self.m * self.n * self.k, float(read), float(size * self.m * self.n))
 
     @property
     def output_rows(self) -> int:
         """Tokens of all experts."""
-        return sum(self.expert_tokens)
+        return self.m
 
     def inputs(self, rng: np.random.Generator) -> Inputs:
         """`a` [m, k], `b` [expert, k, n]."""
-        a = random_values(rng, (self.output_rows, self.k), self.dtype)
-        return {"a": a, "b": random_values(rng, (len(self.expert_tokens), self.k, self.n), self.dtype, self.k**-0.5)}
+        a = random_values(rng, (self.m, self.k), self.dtype)
+        return {"a": a, "b": random_values(rng, (self.experts, self.k, self.n), self.dtype, self.k**-0.5)}
 
     def reference(self, inputs: Inputs, rows: Ints) -> Floats:
         """float64[row, n]."""
-        expert = np.repeat(np.arange(len(self.expert_tokens)), self.expert_tokens)[rows]
+        expert = np.repeat(np.arange(self.experts), self.expert_tokens)[rows]
         result = np.zeros((len(rows), self.n))
         for e in np.unique(expert):
             result[expert == e] = inputs["a"][rows[expert == e]].astype(np.float64) @ inputs["b"][e].astype(np.float64)
@@ -130,10 +130,11 @@ def sorted_by_expert(ids: NDArray[np.int32], experts: int) -> Order:
 
 
 @dataclass(frozen=True)
-class ExpertFfn(Problem):
+class ExpertFfn(Routed):
     """Routed experts: gather tokens, up and gate projections, SiLU, down projection, weighted sum per token."""
 
     kernel: ClassVar[str] = "expert_ffn"
+    dimensions: ClassVar[tuple[str, ...]] = ("tokens", "experts", "top_k", "hidden", "intermediate")
     tokens: int
     experts: int
     top_k: int
@@ -141,22 +142,6 @@ class ExpertFfn(Problem):
     intermediate: int
     skewed: bool = False
     dtype: DtypeName = "fp16"
-
-    @cached_property
-    def ids(self) -> NDArray[np.int32]:
-        """int32[token, k]: experts of every token."""
-        return chosen_experts(self.tokens, self.experts, self.top_k, skewed=self.skewed)
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """tokens, experts, top_k, hidden, intermediate."""
-        names = ("tokens", "experts", "top_k", "hidden", "intermediate")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens per expert."""
-        return tuple(np.bincount(self.ids.reshape(-1), minlength=self.experts).tolist())
 
     @property
     def work(self) -> Work:

@@ -4,10 +4,7 @@
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from moesim.configs.documents import Document
-from moesim.configs.loader import Config, validate
-from moesim.errors import ConfigError, DataError
+from moesim.configs.loader import Config
+from moesim.configs.metadata import checked_metadata
+from moesim.errors import DataError
+from moesim.files import whole_file
 from moesim.hw_models.measure.problem import ELEMENT_BYTES
 
 _KEY = b"moesim.measured_kernels"
@@ -183,7 +181,7 @@ def write_measured(measured: MeasuredKernels, path: str | Path) -> None:
     columns["samples_s"] = pa.array([row.samples_s for row in rows], pa.list_(pa.float64()))
     about = {"format": _FORMAT} | measured.about.model_dump(mode="json")
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
-    with _whole_file(Path(path)) as part:
+    with whole_file(Path(path)) as part:
         pq.write_table(table, part, compression="zstd")
 
 
@@ -203,7 +201,9 @@ def read_measured(path: str | Path) -> MeasuredKernels:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError):
         raise DataError(str(path), "must be a whole parquet file") from None
-    about = _about(path, (table.schema.metadata or {}).get(_KEY))
+    metadata = table.schema.metadata
+    checked = checked_metadata(_Metadata, path, metadata, _KEY, kind="measured kernels", version=_FORMAT)
+    about = About(**{name: getattr(checked, name) for name in About.model_fields})
     missing = sorted({*_TEXTS, *SHAPE_NAMES, "lengths", *_NUMBERS, *_COUNTS, "samples_s"} - set(table.column_names))
     if missing:
         raise DataError(f"{path}: columns", "must hold those of measured kernels", f"none named {missing[0]}")
@@ -218,21 +218,6 @@ _COUNTS = ("buffer_sets", "launches")
 
 class _Metadata(About):
     format: Literal[1]
-
-
-def _about(path: Path, text: bytes | None) -> About:
-    place = f"{path}: metadata {_KEY.decode()}"
-    try:
-        data = json.loads(text or b"")
-    except ValueError:
-        raise DataError(place, "must be that of measured kernels, as JSON") from None
-    if isinstance(data, dict) and data.get("format") != _FORMAT:
-        raise DataError(f"{place}: format", f"must be {_FORMAT}", data.get("format"))
-    try:
-        checked = validate(_Metadata, Document(place, data))
-    except ConfigError as error:
-        raise DataError(error.place, error.rule, error.got) from None
-    return About(**{name: getattr(checked, name) for name in About.model_fields})
 
 
 def _measurement(place: str, row: Mapping[str, Any]) -> Measurement:
@@ -300,22 +285,3 @@ def _samples(place: str, value: Any) -> tuple[float, ...]:
 
 def _shown(value: Any) -> Any:
     return "nothing" if value is None else value
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block succeeds, and vanishes when it fails."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written ({error.strerror or error})") from None
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o644)
-        part.replace(path)
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.hw_models.measure.matrix_problems import Order, sorted_by_expert
 from moesim.hw_models.measure.problem import (
@@ -16,8 +15,8 @@ from moesim.hw_models.measure.problem import (
     Inputs,
     Ints,
     Problem,
+    Routed,
     Work,
-    chosen_experts,
     random_values,
 )
 
@@ -26,28 +25,29 @@ TRIAD_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
-class Copy(Problem):
-    """Copy `a` to `out`."""
+class _Stream(Problem):
+    """Something done to every element of long arrays."""
 
-    kernel: ClassVar[str] = "copy"
+    dimensions: ClassVar[tuple[str, ...]] = ("elements",)
     elements: int
     dtype: DtypeName = "fp32"
 
     @property
-    def shape(self) -> dict[str, int]:
-        """The number of elements."""
-        return {"elements": self.elements}
+    def output_rows(self) -> int:
+        """Elements."""
+        return self.elements
+
+
+class Copy(_Stream):
+    """Copy `a` to `out`."""
+
+    kernel: ClassVar[str] = "copy"
 
     @property
     def work(self) -> Work:
         """One read, one write."""
         nbytes = float(ELEMENT_BYTES[self.dtype] * self.elements)
         return Work(0.0, nbytes, nbytes)
-
-    @property
-    def output_rows(self) -> int:
-        """Elements."""
-        return self.elements
 
     def inputs(self, rng: np.random.Generator) -> Inputs:
         """`a` [element]."""
@@ -58,29 +58,16 @@ class Copy(Problem):
         return np.asarray(inputs["a"][rows], np.float64)
 
 
-@dataclass(frozen=True)
-class Triad(Problem):
+class Triad(_Stream):
     """STREAM's triad: out = a + 3 b."""
 
     kernel: ClassVar[str] = "triad"
-    elements: int
-    dtype: DtypeName = "fp32"
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """The number of elements."""
-        return {"elements": self.elements}
 
     @property
     def work(self) -> Work:
         """Two reads, one write, one multiply-add."""
         nbytes = float(ELEMENT_BYTES[self.dtype] * self.elements)
         return Work(2.0 * self.elements, 2 * nbytes, nbytes)
-
-    @property
-    def output_rows(self) -> int:
-        """Elements."""
-        return self.elements
 
     def inputs(self, rng: np.random.Generator) -> Inputs:
         """`a` [element], `b` [element]."""
@@ -93,9 +80,10 @@ class Triad(Problem):
 
 
 @dataclass(frozen=True)
-class _Routed(Problem):
-    """Something done to the tokens that experts have chosen."""
+class _Rows(Routed):
+    """Something done to the rows of tokens, in their order or in that of the experts that they chose."""
 
+    dimensions: ClassVar[tuple[str, ...]] = ("tokens", "experts", "top_k", "hidden")
     tokens: int
     experts: int
     top_k: int
@@ -104,27 +92,12 @@ class _Routed(Problem):
     dtype: DtypeName = "fp16"
 
     @cached_property
-    def ids(self) -> NDArray[np.int32]:
-        """int32[token, k]: experts of every token."""
-        return chosen_experts(self.tokens, self.experts, self.top_k, skewed=self.skewed)
-
-    @cached_property
     def order(self) -> Order:
         """The selections sorted by expert."""
         return sorted_by_expert(self.ids, self.experts)
 
-    @property
-    def shape(self) -> dict[str, int]:
-        """tokens, experts, top_k, hidden."""
-        return {name: getattr(self, name) for name in ("tokens", "experts", "top_k", "hidden")}
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens per expert."""
-        return tuple(self.order.expert_tokens.tolist())
-
-
-class Permute(_Routed):
+class Permute(_Rows):
     """out[selection] = x[its token]: tokens gathered in the order of experts, before the grouped product."""
 
     kernel: ClassVar[str] = "permute"
@@ -149,7 +122,7 @@ class Permute(_Routed):
         return np.asarray(inputs["x"][inputs["token"][rows]], np.float64)
 
 
-class Unpermute(_Routed):
+class Unpermute(_Rows):
     """out[token] = sum of weight x y[its selections]: results of experts brought back and combined."""
 
     kernel: ClassVar[str] = "unpermute"
@@ -179,30 +152,16 @@ class Unpermute(_Routed):
 
 
 @dataclass(frozen=True)
-class RoutingHistogram(Problem):
+class RoutingHistogram(Routed):
     """Tokens per expert, counted from the ids that the router chose."""
 
     kernel: ClassVar[str] = "routing_histogram"
+    dimensions: ClassVar[tuple[str, ...]] = ("tokens", "experts", "top_k")
     tokens: int
     experts: int
     top_k: int
     skewed: bool = False
     dtype: DtypeName = "fp32"
-
-    @cached_property
-    def ids(self) -> NDArray[np.int32]:
-        """int32[token, k]: experts of every token."""
-        return chosen_experts(self.tokens, self.experts, self.top_k, skewed=self.skewed)
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """tokens, experts, top_k."""
-        return {"tokens": self.tokens, "experts": self.experts, "top_k": self.top_k}
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens per expert."""
-        return tuple(np.bincount(self.ids.reshape(-1), minlength=self.experts).tolist())
 
     @property
     def work(self) -> Work:

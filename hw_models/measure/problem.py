@@ -5,6 +5,7 @@ A `Problem` knows nothing of GPUs. Several benchmarks (ours, the vendor's) solve
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -48,13 +49,15 @@ class Problem(ABC):
 
     kernel: ClassVar[str]
     """Name of the computation, such as `gemm`."""
+    dimensions: ClassVar[tuple[str, ...]]
+    """Names of the dimensions, as in `KERNEL_SHAPES` of `measured`; each is an attribute."""
     dtype: DtypeName
     """Format of weights, activations and caches; sums are in fp32."""
 
     @property
-    @abstractmethod
     def shape(self) -> dict[str, int]:
-        """Dimensions by name; `SHAPE_NAMES` of `measured` lists all names."""
+        """Dimensions by name."""
+        return {name: getattr(self, name) for name in self.dimensions}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -83,6 +86,30 @@ class Problem(ABC):
     def label(self) -> str:
         """Shape as text, such as `m=16 n=4096 k=4096`."""
         return shape_text(self.shape, self.lengths)
+
+
+class Routed(Problem):
+    """One computation on tokens and the experts that they chose.
+
+    Attributes:
+        tokens, experts, top_k: how many, and how many of the experts each token chose.
+        skewed: as `chosen_experts` takes it.
+    """
+
+    tokens: int
+    experts: int
+    top_k: int
+    skewed: bool
+
+    @cached_property
+    def ids(self) -> NDArray[np.int32]:
+        """int32[token, k]: experts of every token."""
+        return chosen_experts(self.tokens, self.experts, self.top_k, skewed=self.skewed)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens per expert."""
+        return tuple(np.bincount(self.ids.reshape(-1), minlength=self.experts).tolist())
 
 
 def shape_text(shape: Mapping[str, int], lengths: Sequence[int]) -> str:

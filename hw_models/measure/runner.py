@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moesim.hw_models.measure.benchmark import Benchmark, Buffers
+from moesim.hw_models.measure.benchmark import Benchmark, Buffers, CannotBeMeasuredError
 from moesim.hw_models.measure.measured import Measurement, Skipped
 from moesim.hw_models.measure.problem import TOLERANCE, Inputs, relative_error, sampled_rows
 from moesim.hw_models.measure.suite import Planned
@@ -55,10 +55,6 @@ class Effort:
     most_launches: int = 100
     warm_up_s: float = 5e-2
     seed: int = 0
-
-
-class CannotBeMeasuredError(Exception):
-    """Why there is no measurement; it becomes the reason of a `Skipped`."""
 
 
 def measure(

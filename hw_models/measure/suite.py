@@ -10,7 +10,7 @@ import numpy as np
 
 from moesim.errors import ConfigError
 from moesim.hw_models.measure.attention_problems import DecodeAttention, PrefillAttention
-from moesim.hw_models.measure.benchmark import Benchmark
+from moesim.hw_models.measure.benchmark import Benchmark, CannotBeMeasuredError
 from moesim.hw_models.measure.matrix_problems import ExpertFfn, Gemm, GroupedGemm
 from moesim.hw_models.measure.measured import KERNEL_SHAPES
 from moesim.hw_models.measure.memory_problems import Copy, Permute, RoutingHistogram, Triad, Unpermute
@@ -85,7 +85,7 @@ def build(planned: Planned, multiprocessors: int) -> Benchmark:
 
     Raises:
         ImportError: the library is not installed.
-        NotImplementedError: nobody has a kernel for it.
+        CannotBeMeasuredError: nobody has a kernel for it.
     """
     if planned.implementation == "moesim":
         return _own(planned.problem, multiprocessors)
@@ -98,7 +98,7 @@ def build(planned: Planned, multiprocessors: int) -> Benchmark:
 
         found = cupy_benchmark(planned.problem)
     if found is None:
-        raise NotImplementedError(f"{planned.implementation} has no kernel for {planned.problem.kernel}")
+        raise CannotBeMeasuredError(f"{planned.implementation} has no kernel for {planned.problem.kernel}")
     return found
 
 

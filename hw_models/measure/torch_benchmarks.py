@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.hw_models.measure.attention_problems import DecodeAttention, PrefillAttention
-from moesim.hw_models.measure.benchmark import Benchmark, Buffers, P_co
+from moesim.hw_models.measure.benchmark import Benchmark, Buffers, CannotBeMeasuredError, P_co
 from moesim.hw_models.measure.matrix_problems import ExpertFfn, Gemm, GroupedGemm
 from moesim.hw_models.measure.memory_problems import Copy
 from moesim.hw_models.measure.problem import Inputs, Problem
@@ -130,7 +130,7 @@ class TorchDecodeAttention(TorchBenchmark[DecodeAttention]):
         """Queries, and the pages put together to [sequence, KV head, token, head_dim]."""
         problem, lengths = self.problem, set(self.problem.context_tokens)
         if len(lengths) > 1:
-            raise NotImplementedError("torch attends to contexts of equal length only")
+            raise CannotBeMeasuredError("torch attends to contexts of equal length only")
         pages = inputs["page_table"]
         length = lengths.pop()
         buffers = {"query": self._array(inputs["query"])[:, :, None], "out": None}
@@ -169,11 +169,11 @@ def grouped_product(torch: Any) -> Callable[..., Any]:
     """The grouped product, which is public from torch 2.10 on.
 
     Raises:
-        NotImplementedError: torch is older than 2.8.
+        CannotBeMeasuredError: torch is older than 2.8.
     """
     product = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
     if product is None:
-        raise NotImplementedError("torch has no grouped product before version 2.8")
+        raise CannotBeMeasuredError("torch has no grouped product before version 2.8")
     found: Callable[..., Any] = product
     return found
 

@@ -13,6 +13,7 @@ Every message reads `place: rule, got value`.
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 
 class MoeSimError(Exception):
@@ -34,6 +35,16 @@ class InputError(MoeSimError):
         self.got = got
         shown = "" if got is None else f", got {got!r}"
         super().__init__(f"{place}: {rule}{shown}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels between processes: an exception is otherwise made anew from its message alone."""
+        return _remade, (type(self), self.args, self.__dict__)
+
+
+def _remade(kind: type[InputError], args: tuple[Any, ...], held: dict[str, Any]) -> InputError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(held)
+    return error
 
 
 class ConfigError(InputError):

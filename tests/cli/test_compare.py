@@ -44,6 +44,7 @@ def test_saved_runs_are_compared_and_kept_runs_are_not_repeated(moesim, folder):
     [
         (["tiny.yaml", "-o", "page.pdf"], ["page.pdf", "must end in .html or .md"]),
         (["tiny.yaml", "-o", "none/page.md"], ["none/page.md", "folder"]),
+        (["tiny.yaml", "-o", "page.md", "--runs", "tiny.yaml"], ["--runs tiny.yaml: must be a folder, and is a file"]),
         (["tiny.yml", "-o", "page.md"], ["tiny.yml", "no such file"]),
         (["quickstrt", "-o", "page.md"], ["did you mean `quickstart`?"]),
         (["empty", "-o", "page.md"], ["empty: must be a folder that a simulation saved"]),

@@ -32,6 +32,10 @@ def test_processes_give_the_same_numbers_and_kept_runs_are_reused(moesim, folder
         (["tiny.yaml", "--set", "seed=1", "--workers", "0"], "--workers: must be >= 1, got 0"),
         (["tiny.yaml", "--set", "seed=1", "-o", "s.xlsx"], "must end in .csv"),
         (["tiny.yaml", "--set", "seed=1", "-o", "none/s.csv"], "the folder must exist"),
+        (
+            ["tiny.yaml", "--set", "seed=1,2", "--runs", "tiny.yaml"],
+            "--runs tiny.yaml: must be a folder, and is a file",
+        ),
         (["quickstrt", "--set", "seed=1"], "did you mean `quickstart`?"),
     ],
 )

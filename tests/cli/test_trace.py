@@ -104,7 +104,7 @@ def test_a_placement_on_devices_and_nodes(moesim, folder):
         (["tiny.yaml"], "tiny.yaml: a routing trace must be a .parquet or .npz file"),
         (["trace.parquet", "--figures", "pdf"], "--figures: must be one of png, svg, none, got 'pdf'"),
         (["trace.parquet", "--out", "tiny.yaml"], "tiny.yaml: must be a folder, and is a file"),
-        (["trace.parquet", "--out", "a/b"], "a/b: the folder above must exist"),
+        (["trace.parquet", "--out", "trace.parquet/b"], "trace.parquet/b: must be in a folder that can be written to"),
         (["trace.parquet", "--group", "maths"], "--group: must be one of code, facts, got 'maths'"),
         (["trace.parquet", "--windows", "0"], "--windows: must be at least 1, got 0"),
         (["trace.parquet", "--threads", "0"], "--threads: must be at least 1, got 0"),

@@ -67,7 +67,7 @@ def test_what_is_refused(moesim):
         assert "Traceback" not in outcome.err
     outcome = synth(moesim, "--profile", "gpt-oss-20b", "-o", "x.csv")
     assert outcome.code == 2
-    assert "must be a .parquet file" in outcome.err
+    assert "must end in .parquet" in outcome.err
 
 
 def test_a_profile_is_fitted_and_drawn_from(moesim):
@@ -82,7 +82,7 @@ def test_a_profile_is_fitted_and_drawn_from(moesim):
     assert "tiny-moe: 3 requests, 27 tokens" in again.out
     for arguments, message in (
         (("--trace", "p.npz", "-o", "q.npz"), "--trace: must be a recorded trace"),
-        (("--trace", "t.parquet", "-o", "q.parquet"), "--out: must be a .npz file"),
+        (("--trace", "t.parquet", "-o", "q.parquet"), "--out q.parquet: must end in .npz"),
     ):
         outcome = moesim("trace", "fit", *arguments)
         assert outcome.code == 2

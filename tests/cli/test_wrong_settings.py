@@ -206,6 +206,17 @@ def test_the_working_folder_is_not_replaced_under_the_shell(refused, folder, mon
     assert "the working folder" in refused("simulate", "../tiny.yaml", "--out", ".")
 
 
+def test_names_that_no_file_system_takes(refused):
+    name = "x" * 300
+    for arguments in (["latency", name, "-o", "a.png"], ["trace", "attention", name], ["simulate", "--out", name]):
+        assert refused(*arguments).endswith("(File name too long)")
+
+
+def test_keys_that_an_edit_makes_are_its_own(refused_run):
+    assert refused_run("--set", "shedule.token_budget=9").startswith("--set shedule.token_budget: shedule: unknown key")
+    assert refused_run("--set", "pools.a.role=decode").startswith("--set pools.a.role: pools: the roles must be")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--fast"], ["--tp", "x"], ["--set"], ["tiny.yaml", "more.yaml"], ["--num-requests", "1.5"]],

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from moesim.simulator.simulate import simulate
 from moesim.workloads.load_statistics import mutual_information_bits
-from moesim.workloads.routing_draw import TokenRouter, count_transitions
+from moesim.workloads.routing_draw import TokenRouter
 from moesim.workloads.routing_files import read_routing_trace, write_routing_trace
 from moesim.workloads.routing_fit import fit_profile, measure_overlap
 from moesim.workloads.routing_trace import RoutingTrace
+from moesim.workloads.trace_kernels import count_transitions
 
 pytestmark = [pytest.mark.reference, pytest.mark.slow]
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from moesim.errors import ConfigError, InputError
+from moesim.errors import CapacityError, ConfigError, InputError
 from moesim.simulator.memory import KvCache
 from moesim.simulator.scenario import load_scenario, prepare
 from moesim.simulator.simulate import build_pipelines, run, serve, simulate
@@ -237,6 +237,43 @@ def test_energy_counts_every_pool_and_what_moves_between_them(tiny):
 def test_pools_that_break_a_rule(tiny, pools, message):
     with pytest.raises(InputError, match=message):
         prepare(*load_scenario(tiny(pools=pools)))
+
+
+def test_edits_of_a_pool_that_is_not_there_are_refused(tiny):
+    scenario = tiny(1, pools=APART)
+    rule = (
+        r"--set pools\.prefil\.replicas: no such pool \(did you mean `prefill`\?\); a new one is --set pools\.prefil="
+    )
+    with pytest.raises(ConfigError, match=rule):
+        load_scenario(scenario, ["pools.prefil.replicas=2"])
+    with pytest.raises(ConfigError, match=r"no such pool \(there is prefill and decode\); a new"):
+        load_scenario(scenario, ["pools.third.scheduler.token_budget=64"])
+
+
+def test_pools_can_be_added_by_edits(tiny):
+    loaded, _ = load_scenario(tiny(1, pools=APART), ["pools.more={role: decode}", "pools.more.replicas=2"])
+    assert loaded.pools["more"].replicas == 2
+    loaded, _ = load_scenario(tiny(1), ["pools.a.role=prefill", "pools.b.role=decode"])
+    assert list(loaded.pools) == ["a", "b"]
+    loaded, _ = load_scenario(tiny(1, pools=APART), ["pools={c: {}}", "pools.c.replicas=3"])
+    assert list(loaded.pools) == ["c"]
+
+
+def test_the_pool_that_is_too_small_is_named(tiny):
+    huge = {
+        "prefill": PREFILL | {"system": "h100-sxm-2"},
+        "decode": DECODE | {"scheduler": {"memory_utilization": 1e-6}},
+    }
+    with pytest.raises(CapacityError, match=r"^<inline>: pools\.decode: parallelism tp=1 dp=1 ep=1: .* needs"):
+        prepare(*load_scenario(tiny(1, pools=huge)))
+
+
+def test_settings_of_a_result_have_the_parallelism_of_every_pool(tiny):
+    settings = simulate(tiny(1, pools=APART)).settings
+    degrees = {name: pool["parallelism"]["tp"] for name, pool in settings["pools"].items()}
+    assert degrees == {"prefill": 2, "decode": 1}
+    assert settings["parallelism"] is None
+    assert simulate(tiny(2)).settings["parallelism"]["tp"] == 2
 
 
 def test_stages_that_cut_nodes_unevenly_are_refused(tiny):

@@ -69,7 +69,13 @@ def test_prompts_alone_pause_decodes():
 
 def test_whole_prompts_wait_for_room_and_only_giants_are_cut():
     steps = steps_of(scheduler_of([10, 35, 100], [3, 1, 1], token_budget=40, prefill="whole"))
-    assert steps == [{0: 10}, {0: 1, 1: 35}, {0: 1}, {2: 40}, {2: 40}, {2: 20}]
+    assert steps == [{0: 10}, {0: 1, 1: 35, 2: 4}, {0: 1, 2: 39}, {2: 40}, {2: 17}]
+
+
+def test_a_giant_prompt_does_not_hold_up_the_queue_until_all_others_have_ended():
+    rank = scheduler_of([10, 41, 5], [500, 1, 1], token_budget=40, prefill="whole")
+    steps = steps_of(rank)
+    assert next(number for number, step in enumerate(steps) if 2 in step) <= 2
 
 
 @pytest.mark.parametrize("prefill", ["chunked", "alone", "whole"])

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
-from moesim.workloads.routing_draw import MAX_TOP_K, TokenRouter, TraceRouter, count_transitions
+from moesim.workloads.routing_draw import MAX_TOP_K, TokenRouter, TraceRouter
 from moesim.workloads.routing_files import read_routing_profile, read_routing_trace
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_trace import RoutingTrace
 from moesim.workloads.routing_weights import sampling_tables, sampling_weights
+from moesim.workloads.trace_kernels import count_transitions
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs/routing/gpt-oss-20b.npz"
 TRACE = "routing/gpt-oss-20b/gpt-oss-20b_decode_top4_ids.npz"

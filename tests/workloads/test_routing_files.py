@@ -165,7 +165,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez_compressed", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match=r"p\.npz: cannot be written \(disk full\)"):
         write_routing_profile(RoutingProfile.uniform(1, 8, 2), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from moesim.workloads.load_statistics import mutual_information_bits
-from moesim.workloads.routing_draw import count_transitions
 from moesim.workloads.routing_fit import count_domains, expert_pairs, fit_profile, measure_overlap
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import Reuse, TokenStates
 from moesim.workloads.routing_synth import synthesize_trace
 from moesim.workloads.routing_trace import RoutingTrace
+from moesim.workloads.trace_kernels import count_transitions
 
 
 def original() -> RoutingProfile:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moesim.errors import DataError, InputError
-from moesim.workloads.routing_draw import TokenRouter, count_transitions
+from moesim.workloads.routing_draw import TokenRouter
 from moesim.workloads.routing_fit import expert_pairs
 from moesim.workloads.routing_profile import RoutingProfile, limit_shares
 from moesim.workloads.routing_states import Domains, Reuse, TokenStates
+from moesim.workloads.trace_kernels import count_transitions
 
 PINNED = [[[3, 0], [1, 4], [7, 2], [5, 3]], [[4, 3], [1, 5], [3, 6], [0, 2]]]
 PINNED_SHARP = [[[0, 4], [0, 4], [1, 7], [3, 5]], [[0, 2], [1, 3], [3, 6], [0, 2]]]

@@ -5,11 +5,8 @@ parts of. The final file is made by copying part after part, so memory holds one
 """
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
+from moesim.files import whole_file
 
 _PLAN = "plan.json"
 PLAN_KEY = b"moesim.capture"
@@ -48,7 +46,7 @@ class Parts:
             started = path.is_file() and any(self.folder.glob("*.parquet"))
             earlier = json.loads(path.read_text(encoding="utf-8")) if started else None
             if earlier is None:
-                with _whole(path) as part:
+                with whole_file(path) as part:
                     part.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
         except (OSError, ValueError) as error:
             raise DataError(str(self.folder), f"cannot be used ({error})") from None
@@ -68,7 +66,7 @@ class Parts:
         import pyarrow.parquet as pq  # loads slowly
 
         for kind in self.kinds:
-            with _whole(self.path(kind, batch)) as part:
+            with whole_file(self.path(kind, batch)) as part:
                 pq.write_table(_table(tables[kind]), part, compression="zstd")
 
     def join(self, kind: str, batches: int, metadata: Mapping[bytes, bytes], target: Path) -> None:
@@ -76,7 +74,7 @@ class Parts:
         import pyarrow.parquet as pq
 
         schema = pq.read_schema(self.path(kind, 0)).with_metadata(dict(metadata))
-        with _whole(target) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        with whole_file(target) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
             for batch in range(batches):
                 writer.write_table(pq.read_table(self.path(kind, batch)).replace_schema_metadata(schema.metadata))
 
@@ -131,23 +129,6 @@ def _table(columns: Mapping[str, NDArray[Any]]) -> Any:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), int(np.prod(values.shape[1:])))
 
     return pa.table({name: column(values) for name, values in columns.items()})
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block succeeds, and vanishes when it fails."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise DataError(str(path), f"cannot be written ({error.strerror})") from None
-    os.close(descriptor)
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def json_metadata(entries: Iterable[tuple[bytes, Mapping[str, Any]]]) -> dict[bytes, bytes]:

@@ -21,6 +21,11 @@ def main() -> None:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(_WRONG_INPUT)
+    except OSError as error:
+        if error.filename is None:  # not of a file that the user named
+            raise
+        sys.stderr.write(f"error: {error.filename}: cannot be read or written ({error.strerror})\n")
+        sys.exit(_WRONG_INPUT)
     except MemoryError:
         sys.stderr.write("error: the memory of this machine does not suffice; take fewer requests or a smaller model\n")
         sys.exit(_WRONG_INPUT)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import validate_kernels
+from moesim.cli import options, validate_kernels
 from moesim.cli.help_text import examples as _examples
 from moesim.cli.trace_app import trace_app
 
@@ -45,9 +45,6 @@ app.add_typer(trace_app, name="trace")
 app.add_typer(models_app, name="models")
 app.add_typer(hardware_app, name="hardware")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-_WORKLOAD, _CUTS, _OUTPUT = "What to simulate", "How the model is spread over devices", "Output"
-
 
 def _version(requested: bool) -> None:
     if requested:
@@ -76,83 +73,28 @@ def _root(
 )
 def simulate(
     scenario: Annotated[str, typer.Argument(help="Shipped scenario or YAML file.")] = "quickstart",
-    model: Annotated[
-        str | None,
-        typer.Option(help="Shipped model, YAML file, or Hugging Face config.json.", rich_help_panel=_WORKLOAD),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System such as h100-sxm-8, or YAML file.", rich_help_panel=_WORKLOAD)
-    ] = None,
-    requests: Annotated[
-        str | None,
-        typer.Option(
-            help="Shipped requests, YAML, CSV (Azure's too) or JSONL file; `trace` replays.", rich_help_panel=_WORKLOAD
-        ),
-    ] = None,
-    num_requests: Annotated[
-        int | None, typer.Option(help="Take only the first so many requests.", rich_help_panel=_WORKLOAD)
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Closed loop with so many requests in flight.", rich_help_panel=_WORKLOAD)
-    ] = None,
-    warmup_requests: Annotated[
-        int | None,
-        typer.Option(help="Leave the first so many requests out of latency and throughput.", rich_help_panel=_WORKLOAD),
-    ] = None,
-    routing: Annotated[
-        str | None,
-        typer.Option(
-            help="uniform, zipf:EXPONENT, shipped profile, or a profile or trace file.", rich_help_panel=_WORKLOAD
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="vllm, sglang, tensorrt-llm, or YAML file.", rich_help_panel=_WORKLOAD)
-    ] = None,
-    fast_forward: Annotated[
-        int | None,
-        typer.Option(
-            help="Play one of up to so many equal decode steps: faster, nearly the same.", rich_help_panel=_WORKLOAD
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_WORKLOAD)] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="compiled, or the slower simpy; the results are the same.", rich_help_panel=_WORKLOAD),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting, such as scheduler.token_budget=2048.",
-            rich_help_panel=_WORKLOAD,
-        ),
-    ] = None,
-    tp: Annotated[int | None, typer.Option(help="Tensor parallelism.", rich_help_panel=_CUTS)] = None,
-    dp: Annotated[int | None, typer.Option(help="Data parallelism of attention.", rich_help_panel=_CUTS)] = None,
-    ep: Annotated[int | None, typer.Option(help="Expert parallelism.", rich_help_panel=_CUTS)] = None,
-    pp: Annotated[int | None, typer.Option(help="Pipeline parallelism.", rich_help_panel=_CUTS)] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the model.", rich_help_panel=_CUTS)] = None,
-    load_balancing: Annotated[
-        str | None, typer.Option(help="least_outstanding, round_robin or cache_aware.", rich_help_panel=_CUTS)
-    ] = None,
-    placement: Annotated[
-        str | None, typer.Option(help="contiguous, or a placement file.", rich_help_panel=_CUTS)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Save settings, summary and tables there.", rich_help_panel=_OUTPUT),
-    ] = None,
-    timeline: Annotated[
-        bool,
-        typer.Option(
-            "--timeline", help="Also save a trace for ui.perfetto.dev (needs --out).", rich_help_panel=_OUTPUT
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=_OUTPUT),
-    ] = False,
+    model: options.Model = None,
+    system: options.System = None,
+    requests: options.RequestFile = None,
+    num_requests: options.NumRequests = None,
+    concurrency: options.Concurrency = None,
+    warmup_requests: options.WarmupRequests = None,
+    routing: options.Routing = None,
+    scheduler: options.Scheduler = None,
+    fast_forward: options.FastForward = None,
+    seed: options.Seed = None,
+    engine: options.Engine = None,
+    assignments: options.Assignments = None,
+    tp: options.TensorParallel = None,
+    dp: options.DataParallel = None,
+    ep: options.ExpertParallel = None,
+    pp: options.PipelineParallel = None,
+    replicas: options.Replicas = None,
+    load_balancing: options.LoadBalancing = None,
+    placement: options.Placement = None,
+    out: options.Out = None,
+    timeline: options.Timeline = False,
+    as_json: options.JsonOutput = False,
 ) -> None:
     """Simulate a model on a system serving requests: latency, throughput, energy, and where the time goes."""
     from moesim.cli.simulate import simulate_command
@@ -194,7 +136,7 @@ def roofline(
     context: Annotated[int, typer.Option(min=1, help="Tokens each decoding sequence has cached.")] = 1024,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill step.")] = 1024,
     tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism; one shard is drawn.")] = 1,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw what limits a model's operators on devices: attained rate over arithmetic intensity."""
     from moesim.cli.figures import roofline_command
@@ -211,7 +153,7 @@ def latency(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `moesim simulate --out` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Figure to write: .svg or .png.")],
     figure: Annotated[str, typer.Option(help="steps, layers, devices, latency, or all.")] = "all",
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw where the time of saved runs went, by operator, layer and device, and what requests saw of it."""
     from moesim.cli.figures import latency_command
@@ -235,7 +177,7 @@ def compare(
     runs: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep runs there, and run only what is missing.")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare scenarios, settings or saved runs: one page with tables, ratios, causes and figures."""
     from moesim.cli.compare import compare_command
@@ -261,7 +203,7 @@ def sweep(
         Path | None, typer.Option(metavar="DIR", help="Keep runs there, and run only what is missing.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Simulate a grid of settings into one table."""
     from moesim.cli.sweep import sweep_command
@@ -303,7 +245,7 @@ def calibrate(
     residual: Annotated[
         bool, typer.Option("--residual", help="Also learn residuals; needs the extra `calibrate`.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Fit a GPU's parameters, and its links', to measured kernels, with the error on shapes left out."""
     from moesim.cli.calibrate import calibrate_command
@@ -330,7 +272,7 @@ def measure(
     repeats: Annotated[int, typer.Option(min=1, help="Samples per kernel and shape.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     only_list: Annotated[bool, typer.Option("--list", help="Show what would be measured; needs no GPU.")] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Time copies, products, experts and attention on the NVIDIA GPU of this machine, to calibrate a device with."""
     from moesim.cli.measure import list_command, measure_command
@@ -378,7 +320,7 @@ def search_placement(
     output: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the placement there, for --placement.")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Place experts, with replicas, such that the fullest device has as little to do as possible."""
     from moesim.cli.search import placement_command
@@ -433,7 +375,7 @@ def validate_serving(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write tables (.csv, .md, .json) and figures there.")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Replay measured servers through the simulator and compare TTFT, TPOT and E2E."""
     from moesim.cli.validate import serving_command
@@ -457,7 +399,7 @@ validate_app.command("kernels", epilog=_examples(*validate_kernels.EXAMPLES))(va
 
 
 @models_app.command("list", epilog=_examples("moesim models list --json"))
-def models_list(as_json: Json = False) -> None:
+def models_list(as_json: options.Json = False) -> None:
     """Models that ship with moesim."""
     from moesim.cli.catalogue import list_models
 
@@ -467,7 +409,7 @@ def models_list(as_json: Json = False) -> None:
 @models_app.command("show", epilog=_examples("moesim models show gpt-oss-20b", "moesim models show ./config.json"))
 def models_show(
     model: Annotated[str, typer.Argument(help="Shipped model, YAML file, or Hugging Face config.json.")],
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """One model: dimensions, parameters, bytes, KV cache."""
     from moesim.cli.catalogue import show_model
@@ -476,7 +418,7 @@ def models_show(
 
 
 @hardware_app.command("list", epilog=_examples("moesim hardware list --json"))
-def hardware_list(as_json: Json = False) -> None:
+def hardware_list(as_json: options.Json = False) -> None:
     """Devices and systems that ship with moesim."""
     from moesim.cli.catalogue import list_hardware
 
@@ -488,7 +430,7 @@ def hardware_list(as_json: Json = False) -> None:
 )
 def hardware_show(
     name: Annotated[str, typer.Argument(help="Device, or system such as h100-sxm-8, or YAML file.")],
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Every parameter of a device or system, with its source and, where fitted, its error."""
     from moesim.cli.catalogue import show_hardware

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
-from moesim.errors import ConfigError, InputError
+from moesim.configs.loader import Document, find
+from moesim.errors import InputError
+from moesim.files import check_output, write_text
 from moesim.hw_models.calibration.campaign import FITTED, PRODUCTS, Outcome, campaign, campaign_residuals
 from moesim.hw_models.calibration.errors import ErrorSummary
 from moesim.hw_models.calibration.fit import Progress, Settings
 from moesim.hw_models.calibration.link_campaign import FITS, LinkOutcome, link_campaign
 from moesim.hw_models.calibration.measured_campaign import measured_campaign
 from moesim.hw_models.calibration.residual_fit import LearnedResidual
-from moesim.reports.style import check_place, write_text
+from moesim.simulator.scheduler import FRAMEWORKS
 
 _STEPS = 6
 Errors = dict[str, Mapping[str, ErrorSummary]]
@@ -32,11 +34,14 @@ def calibrate_command(
     as_json: bool,
 ) -> None:
     """Fit, write the device, its links, or both, and say what came out."""
-    of_gpu, of_links = _chosen(operators, output)
+    of_gpu, of_links = _chosen(operators)
     links_output = output.with_name(f"{output.stem}-system.yaml") if of_gpu else output
     written = [output] * bool(of_gpu) + [links_output] * bool(of_links)
     for path in written:
-        check_place(path)
+        check_output("--output", path, ".yaml")
+    find("devices", Document("--gpu", gpu))
+    if framework not in FRAMEWORKS:
+        raise InputError("--framework", f"must be one of {', '.join(FRAMEWORKS)}", framework)
     settings, errors = Settings(rows=rows), Errors()
     if measured is not None:
         _check_measured(data, (*of_gpu, *of_links), residual=residual)
@@ -53,14 +58,12 @@ def calibrate_command(
     _report(errors, {"gpu": gpu, "data": str(data or measured), "framework": framework}, written, as_json=as_json)
 
 
-def _chosen(operators: str, output: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _chosen(operators: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Operators of the GPU and of its links."""
     chosen = tuple(name.strip() for name in operators.split(","))
     known = (*FITTED, *FITS)
     if unknown := [name for name in chosen if name not in known]:
         raise InputError("--operators", f"must be some of {', '.join(known)}, separated by commas", unknown[0])
-    if output.suffix != ".yaml":
-        raise ConfigError(f"--output {output}", "must end in .yaml")
     of_gpu, of_links = (tuple(name for name in chosen if name in part) for part in (FITTED, FITS))
     return of_gpu, of_links
 

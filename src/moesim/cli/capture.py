@@ -8,6 +8,7 @@ from typing import Any
 from moesim.cli.output import number, print_json, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import InputError
+from moesim.files import check_output
 from moesim.workloads.capture.run import CaptureReport, capture
 from moesim.workloads.capture.settings import CaptureSettings
 from moesim.workloads.capture.summary import summarize_capture
@@ -32,8 +33,8 @@ def capture_command(
 ) -> None:
     """Capture, and print what the trace holds."""
     for flag, path in (("--out", out), ("--attention", attention)):
-        if path is not None and path.suffix != ".parquet":
-            raise InputError(f"{flag} {path}", "must end in .parquet")
+        if path is not None:
+            check_output(flag, path, ".parquet")
     if attention is not None and attention.absolute() == out.absolute():
         raise InputError(f"--attention {attention}", "must be another file than --out")
     report = _capture(model, texts, out, attention, _checked(settings), name)

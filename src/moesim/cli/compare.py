@@ -7,10 +7,11 @@ from pathlib import Path
 from moesim.cli.output import print_json
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError
+from moesim.files import check_folder, check_output, write_text
 from moesim.reports.compare_page import TEMPLATES, comparison_figures, comparison_page
 from moesim.reports.comparison import ComparedRun, load_comparable, metric_rows, operator_rows
 from moesim.reports.latency import MOST_RUNS
-from moesim.reports.style import check_place, distinct_labels, write_text
+from moesim.reports.style import distinct_labels
 from moesim.search.grid import expand, varied_keys
 from moesim.search.runs import RunStore
 from moesim.simulator.result import Result
@@ -30,10 +31,12 @@ def compare_command(
     scenarios: Sequence[str], assignments: Sequence[str], output: Path, *, runs: Path | None, as_json: bool
 ) -> None:
     """Compare saved runs and scenarios, each with every combination of the assignments."""
-    _check_output(output)
+    check_output("--output", output, *TEMPLATES)
     planned = _plan(scenarios, assignments)
     if len(planned) > MOST_RUNS:
         raise ConfigError("SCENARIO and --set", f"a comparison shows at most {MOST_RUNS} runs", len(planned))
+    if runs is not None:
+        check_folder(runs, "--runs")
     finished = _run_all(planned, RunStore(runs))
     page = comparison_page(finished, comparison_figures(finished), output.suffix)
     write_text(output, page)
@@ -41,12 +44,6 @@ def compare_command(
         print_json({"runs": [run.result.settings for run in finished]}, _results(finished), output=str(output))
     else:
         print(f"wrote {output}")
-
-
-def _check_output(output: Path) -> None:
-    if output.suffix not in TEMPLATES:
-        raise ConfigError(f"--output {output}", f"must end in {' or '.join(TEMPLATES)}")
-    check_place(output)
 
 
 def _plan(scenarios: Sequence[str], assignments: Sequence[str]) -> list[_Planned]:

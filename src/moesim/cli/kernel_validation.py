@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import DataError, InputError
+from moesim.files import check_folder, make_folder, write_text
 from moesim.hw_models.calibration.fit import Settings
-from moesim.reports.style import write_text
 from moesim.reports.validation.kernel_figure import draw_kernels
 from moesim.reports.validation.kernel_files import OPERATORS, GpuData, find_gpus, read_sets
 from moesim.reports.validation.kernel_measured import read_measured_sets
@@ -28,6 +28,7 @@ from moesim.reports.validation.kernel_tables import (
 )
 from moesim.reports.validation.kernel_transfer import TransferError, transfers
 from moesim.reports.validation.kernels import Kernels, as_dict, group_errors, group_rows
+from moesim.simulator.scheduler import FRAMEWORKS
 
 
 class Request(NamedTuple):
@@ -49,8 +50,10 @@ def kernels_command(request: Request, *, as_json: bool) -> None:
     operators = _operators(request.operators)
     if (request.data is None) == (request.measured is None):
         raise InputError("validate kernels", "needs either --data or --measured")
+    if request.framework is not None and request.framework not in FRAMEWORKS:
+        raise InputError("--framework", f"must be one of {', '.join(FRAMEWORKS)}", request.framework)
     if request.out is not None:
-        _make_folder(request.out)
+        check_folder(request.out, "--out")
     if request.measured is not None:
         kernels, left_out, moved = _of_file(request, operators), list[str](), list[TransferError]()
     else:
@@ -158,14 +161,8 @@ def _advance(update: Callable[[int], None], before: int, made: int, _: int) -> N
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}", f"must be a folder that can be written ({error.strerror})") from error
-
-
 def _save(out: Path, kernels: Sequence[Kernels], moved: Sequence[TransferError]) -> None:
+    make_folder("--out", out)
     errors = list(group_errors(kernels))
     write_text(out / "kernels.csv", as_csv(errors))
     across = (TransferError.COLUMNS, [one.cells() for one in moved])

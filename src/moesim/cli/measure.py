@@ -11,9 +11,9 @@ from typing import Any
 from moesim.cli.output import print_json, seconds, show, si, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
+from moesim.files import check_output
 from moesim.hw_models.measure.measured import About, MeasuredKernels, Measurement
 from moesim.hw_models.measure.suite import Planned, all_problems, build, installed_vendors, plan, select
-from moesim.reports.style import check_place
 
 _RESULTS = ("time", "spread", "FLOP/s", "B/s", "error")
 
@@ -34,9 +34,7 @@ def list_command(settings: Mapping[str, Any], *, as_json: bool) -> None:
 
 def measure_command(settings: Mapping[str, Any], output: Path, *, as_json: bool) -> None:
     """Measure, save after every kernel, and print a table."""
-    if output.suffix != ".parquet":
-        raise ConfigError(f"--out {output}", "must end in .parquet")
-    check_place(output)
+    check_output("--out", output, ".parquet")
     planned = _planned(settings)
     measured = _measured(planned, settings, output)
     if not measured.rows:

@@ -9,7 +9,7 @@ from typing import Any
 from moesim.cli.output import print_json, seconds, show, table
 from moesim.cli.progress import StageBars
 from moesim.errors import ConfigError, InputError
-from moesim.reports.style import check_place, write_text
+from moesim.files import check_place, write_text
 from moesim.search.placement import BalancedPlacement, search_placement
 from moesim.search.placement.document import layer_rows, placement_document
 from moesim.search.placement.loads import ExpertLoads, recorded_loads, tabled_loads

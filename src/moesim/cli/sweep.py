@@ -8,8 +8,8 @@ from typing import Any
 
 from moesim.cli.output import number, print_json, seconds, show, table
 from moesim.cli.progress import progress_bar
-from moesim.errors import ConfigError, InputError
-from moesim.reports.style import check_place, write_text
+from moesim.errors import InputError
+from moesim.files import check_folder, check_output, write_text
 from moesim.search.grid import expand, varied_keys
 from moesim.search.sweep import Variant, check_variants, sweep
 
@@ -30,10 +30,12 @@ def sweep_command(
     if workers < 1:
         raise InputError("--workers", "must be >= 1", workers)
     if output is not None:
-        _check_output(output)
+        check_output("--output", output, ".csv")
     grid = expand(assignments)
     variants = [Variant(scenario, tuple(point)) for point in grid]
     check_variants(variants)
+    if runs is not None:
+        check_folder(runs, "--runs")
     summaries = _run(variants, runs, workers)
     keys = varied_keys(assignments) or [text.partition("=")[0] for text in assignments]
     rows = [_row(keys, point, summary) for point, summary in zip(grid, summaries, strict=True)]
@@ -45,12 +47,6 @@ def sweep_command(
         )
     else:
         _print(keys, rows, output)
-
-
-def _check_output(output: Path) -> None:
-    if output.suffix != ".csv":
-        raise ConfigError(f"--output {output}", "must end in .csv")
-    check_place(output)
 
 
 def _run(variants: Sequence[Variant], runs: Path | None, workers: int) -> list[Mapping[str, Any]]:

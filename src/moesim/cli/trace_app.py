@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moesim.cli.help_text import examples
+from moesim.cli.options import OUTPUT, FixedSeed, Json, JsonOutput
 
 trace_app = typer.Typer(
     no_args_is_help=True,
@@ -20,8 +21,7 @@ trace_app = typer.Typer(
     ),
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-_PLACES, _OUTPUT = "Where experts are", "Output"
+_PLACES = "Where experts are"
 
 
 @trace_app.command(
@@ -37,13 +37,10 @@ def trace_stats(
     trace: Annotated[Path, typer.Argument(help="Routing trace: .parquet, or .npz of gpt-oss.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write page, tables, matrices and figures there.", rich_help_panel=_OUTPUT),
+        typer.Option(metavar="DIR", help="Write page, tables, matrices and figures there.", rich_help_panel=OUTPUT),
     ] = None,
-    figures: Annotated[str, typer.Option(help="png, svg or none.", rich_help_panel=_OUTPUT)] = "png",
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=_OUTPUT),
-    ] = False,
+    figures: Annotated[str, typer.Option(help="png, svg or none.", rich_help_panel=OUTPUT)] = "png",
+    as_json: JsonOutput = False,
     group: Annotated[str | None, typer.Option(help="Only requests of this group (data set).")] = None,
     windows: Annotated[int, typer.Option(help="Equal parts of the trace, for imbalance over time.")] = 32,
     model: Annotated[str | None, typer.Option(help="Name of the model, where the file does not say it.")] = None,
@@ -60,7 +57,7 @@ def trace_stats(
     nodes: Annotated[
         int | None, typer.Option(help="Nodes that share --devices equally.", rich_help_panel=_PLACES)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of drawn batches and random halves.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of drawn batches and random halves.")] = 0,
     threads: Annotated[int, typer.Option(help="Layers worked on at the same time.")] = 2,
 ) -> None:
     """Load, imbalance, reuse, caches, co-activation, transitions, batches and drift of a recording."""
@@ -152,7 +149,7 @@ def trace_capture(
     batch: Annotated[int, typer.Option(help="Requests that run, and are written, together.")] = 8,
     chunk: Annotated[int, typer.Option(help="Prompt tokens per forward pass.")] = 256,
     temperature: Annotated[float, typer.Option(help="Of drawn tokens; 0 takes the likeliest.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of drawn tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of drawn tokens.")] = 0,
     every: Annotated[int, typer.Option(help="Record attention at every so many prompt positions.")] = 16,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or name of a tokenizer, or `bytes`; by default the model's.")
@@ -208,7 +205,7 @@ def trace_synth(
         float, typer.Option(help="Power of the experts' popularity: 1 as it is, 0 uniform, more is sharper.")
     ] = 1.0,
     domain: Annotated[str | None, typer.Option(help="One of the profile's domains, such as a data set.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    seed: FixedSeed = 0,
     as_json: Json = False,
 ) -> None:
     """Draw a routing trace from a profile, for its model or another one."""
@@ -238,7 +235,7 @@ def trace_fit(
     trace: Annotated[str, typer.Option(metavar="FILE", help="Routing trace: .parquet or gpt-oss .npz.")],
     output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Profile to write: .npz.")],
     states: Annotated[int, typer.Option(min=1, max=256, help="Kinds of tokens per layer, at most.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    seed: FixedSeed = 0,
     as_json: Json = False,
 ) -> None:
     """Fit a profile to a routing trace: its statistics, from which tokens can be drawn for any model."""

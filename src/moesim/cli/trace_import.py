@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from moesim.cli.output import print_json, show
-from moesim.errors import ConfigError, DataError, InputError
-from moesim.reports.style import check_place
+from moesim.errors import ConfigError, InputError
+from moesim.files import check_place
 from moesim.workloads.importers import Imported, ImportOptions, import_routing
 from moesim.workloads.routing_files import write_routing_profile, write_routing_trace
 from moesim.workloads.routing_trace import RoutingTrace
@@ -60,13 +60,10 @@ def _write(found: Imported, name: str, output: Path) -> None:
     if output.suffix != suffix:
         what = "a trace" if suffix == _TRACE else "a profile"
         raise ConfigError("--out", f"must end in {suffix}, because --format {name} gives {what} here", output.suffix)
-    try:
-        if isinstance(found, RoutingTrace):
-            write_routing_trace(found, output)
-        else:
-            write_routing_profile(found, output)
-    except OSError as error:
-        raise DataError(str(output), f"cannot be written ({error.strerror or error})") from None
+    if isinstance(found, RoutingTrace):
+        write_routing_trace(found, output)
+    else:
+        write_routing_profile(found, output)
 
 
 def _facts(found: Imported) -> dict[str, Any]:

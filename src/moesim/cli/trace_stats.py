@@ -9,9 +9,10 @@ import numpy as np
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import ConfigError, InputError
+from moesim.files import check_folder
 from moesim.reports.routing_figures import FIGURES
 from moesim.reports.routing_tables import summary
-from moesim.reports.trace_report import check_folder, key_lines, plain_tables, write_trace_report
+from moesim.reports.trace_report import key_lines, plain_tables, write_trace_report
 from moesim.simulator.placement import load_placement
 from moesim.workloads.importers.recorded import check_shipped
 from moesim.workloads.models import load_model

@@ -10,7 +10,7 @@ import numpy as np
 from moesim.cli.output import number, print_json, show
 from moesim.cli.progress import StageBars, progress_bar
 from moesim.errors import ConfigError, InputError
-from moesim.reports.style import check_place
+from moesim.files import check_output
 from moesim.workloads.models import load_model
 from moesim.workloads.routing import load_routing, resolve_profile
 from moesim.workloads.routing_files import write_routing_profile, write_routing_trace
@@ -48,9 +48,7 @@ def synth_command(
     Raises:
         InputError: what cannot be.
     """
-    if output.suffix != ".parquet":
-        raise ConfigError("--out", "must be a .parquet file", str(output))
-    check_place(output)
+    check_output("--out", output, ".parquet")
     rng = np.random.default_rng(seed)
     requests, prompt_tokens, output_tokens = lengths
     try:
@@ -82,9 +80,7 @@ def fit_command(trace: str, output: Path, *, states: int, seed: int, as_json: bo
     Raises:
         InputError: what cannot be.
     """
-    if output.suffix != ".npz":
-        raise ConfigError("--out", "must be a .npz file", str(output))
-    check_place(output)
+    check_output("--out", output, ".npz")
     routing = load_routing(trace)
     if not isinstance(routing, RoutingTrace):
         raise ConfigError("--trace", "must be a recorded trace", trace)

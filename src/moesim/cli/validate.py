@@ -12,7 +12,7 @@ from rich.table import Table
 from moesim.cli.output import print_json, show, table
 from moesim.cli.progress import progress_bar
 from moesim.errors import DataError, InputError
-from moesim.reports.style import write_text
+from moesim.files import check_folder, make_folder, write_text
 from moesim.reports.validation.serving import (
     Comparison,
     GroupError,
@@ -58,7 +58,9 @@ def serving_command(
     if sample is not None:
         deployments = _sample(deployments, sample)
     if out is not None:
-        _check_folder(out)
+        check_folder(out, "--out")
+    if runs is not None:
+        check_folder(runs, "--runs")
     outcomes = _replay(deployments, workers, runs)
     sections = _sections(deployments, outcomes)
     calibrations = _calibrate(deployments, outcomes) if fits else []
@@ -171,13 +173,6 @@ def _unseen(
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def _check_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}", f"must be a folder that can be written ({error.strerror})") from error
-
-
 def _save(
     out: Path,
     deployments: Sequence[Deployment],
@@ -185,6 +180,7 @@ def _save(
     calibrations: Sequence[Calibration],
 ) -> None:
     """Tables and a figure per section."""
+    make_folder("--out", out)
     page, groups = [], {}
     for name, compared in sections.items():
         slug = "-".join(name.replace(",", "").split())

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.options import Json
+
 EXAMPLES = (
     "moesim validate kernels --data ./kernels",
     "moesim validate kernels --data ./kernels --gpu h200-sxm --operators gemm,moe --folds 5 --out out/kernels",
@@ -39,9 +41,7 @@ def kernels(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write tables (.csv, .md, .json) and figures there.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Price measured kernels by a roofline, by physics and with residuals, and say how far off each is."""
     from moesim.cli.kernel_validation import Request, kernels_command

@@ -105,3 +105,29 @@ def test_what_is_missing_is_named(tmp_path):
     write(tmp_path, "nccl", "nccl", {"op_name": ["all_reduce"]})
     with pytest.raises(DataError, match="must have a column nccl_dtype, got"):
         read_nccl(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("latency", 0.0, r"nccl_perf\.parquet:1: latency: must be > 0, got 0\.0"),
+        ("latency", float("nan"), r"nccl_perf\.parquet:1: latency: must be > 0, got nan"),
+        ("nccl_dtype", "fp4", r"parquet:1: nccl_dtype: must be one of half, int8, bfloat16, got 'fp4'"),
+        ("op_name", "bcast", r"parquet:1: op_name: must be one of all_reduce, .*alltoall, got 'bcast'"),
+    ],
+)
+def test_rows_that_cannot_be(nccl, column, value, message):
+    path = nccl / "comm" / "nccl" / "1.0" / "nccl_perf.parquet"
+    rows = pd.read_parquet(path)
+    rows.loc[1, column] = value
+    rows.to_parquet(path)
+    with pytest.raises(DataError, match=message):
+        read_nccl(nccl)
+
+
+def test_versions_are_numbers(nccl):
+    rows: dict[str, Any] = {"device": "GPU", "op_name": ["all_reduce"], "nccl_dtype": "half", "num_gpus": 2}
+    rows |= {"message_size": 1, "latency": 1.0}
+    for version in ("2.9", "2.29"):
+        write(nccl, "nccl", "nccl", rows, version=version)
+    assert read_nccl(nccl)[0].source.text.startswith("aiconfigurator (NVIDIA), NCCL 2.29 ")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from moesim.errors import ConfigError
-from moesim.hw_models.measure.measured import KERNEL_SHAPES, SHAPE_NAMES
-from moesim.hw_models.measure.runner import buffer_sets
-from moesim.hw_models.measure.suite import all_problems, plan, select
+from moesim.hw_models.measure.measured import KERNEL_SHAPES, SHAPE_NAMES, Skipped
+from moesim.hw_models.measure.memory_problems import Triad
+from moesim.hw_models.measure.runner import Effort, buffer_sets, measure
+from moesim.hw_models.measure.suite import Planned, all_problems, build, plan, select
 
 
 class Device:
@@ -78,3 +79,11 @@ def test_contexts_and_prompts_stay_within_what_fits_and_what_the_reference_can_c
             assert np.sum(problem.lengths) <= 2**19
         if problem.kernel == "prefill_attention":
             assert problem.shape["prompt_tokens"] <= 4096
+
+
+@pytest.mark.parametrize("vendor", ["torch", "cupy"])
+def test_what_a_vendor_has_no_kernel_for_is_skipped(vendor):
+    planned = [Planned(Triad(10), vendor)]
+    (outcome,) = measure(planned, lambda one: build(one, 1), Device(1, 1), lambda *_: 1.0, Effort())
+    assert isinstance(outcome, Skipped)
+    assert outcome.reason == f"{vendor} has no kernel for triad"
