@@ -68,8 +68,8 @@ class Scenario(Config):
     replicas: PositiveInt = Field(1, description="copies of the model, each on its share of the devices")
     load_balancing: PolicyName = Field(
         "least_outstanding",
-        description="which data-parallel rank of which replica gets a request: the one with the fewest requests, each "
-        "in turn, or the one whose prefix cache holds most of the prompt",
+        description="which data-parallel rank of which replica gets a request: the one with the fewest requests (equal "
+        "ones take turns), each in turn, or the one whose prefix cache holds most of the prompt",
     )
     pools: dict[str, PoolSettings] = Field(
         default_factory=dict,

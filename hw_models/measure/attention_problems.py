@@ -28,7 +28,6 @@ class DecodeAttention(Problem):
     """
 
     kernel: ClassVar[str] = "decode_attention"
-    dimensions: ClassVar[tuple[str, ...]] = ("sequences", "heads", "kv_heads", "head_dim", "page_tokens")
     context_tokens: tuple[int, ...]
     heads: int
     kv_heads: int
@@ -101,7 +100,6 @@ class PrefillAttention(Problem):
     """Every token of a prompt attends to itself and those before it; sequences of one length, nothing cached."""
 
     kernel: ClassVar[str] = "prefill_attention"
-    dimensions: ClassVar[tuple[str, ...]] = ("sequences", "prompt_tokens", "heads", "kv_heads", "head_dim")
     sequences: int
     prompt_tokens: int
     heads: int

@@ -25,7 +25,6 @@ class Gemm(Problem):
     """[m, k] x [k, n]: m tokens, k inputs, n outputs."""
 
     kernel: ClassVar[str] = "gemm"
-    dimensions: ClassVar[tuple[str, ...]] = ("m", "n", "k")
     m: int
     n: int
     k: int
@@ -59,7 +58,6 @@ class GroupedGemm(Problem):
     """One product per expert: the tokens of expert e, which follow those of expert e - 1, times its own matrix."""
 
     kernel: ClassVar[str] = "grouped_gemm"
-    dimensions: ClassVar[tuple[str, ...]] = ("m", "n", "k", "experts")
     expert_tokens: tuple[int, ...]
     n: int
     k: int
@@ -134,7 +132,6 @@ class ExpertFfn(Routed):
     """Routed experts: gather tokens, up and gate projections, SiLU, down projection, weighted sum per token."""
 
     kernel: ClassVar[str] = "expert_ffn"
-    dimensions: ClassVar[tuple[str, ...]] = ("tokens", "experts", "top_k", "hidden", "intermediate")
     tokens: int
     experts: int
     top_k: int

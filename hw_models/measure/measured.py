@@ -16,7 +16,7 @@ from moesim.configs.loader import Config
 from moesim.configs.metadata import checked_metadata
 from moesim.errors import DataError
 from moesim.files import whole_file
-from moesim.hw_models.measure.problem import ELEMENT_BYTES
+from moesim.hw_models.measure.problem import ELEMENT_BYTES, KERNEL_SHAPES
 
 _KEY = b"moesim.measured_kernels"
 _FORMAT = 1
@@ -24,19 +24,6 @@ SHAPE_NAMES = (
     *("elements", "m", "n", "k", "tokens", "experts", "top_k", "hidden", "intermediate"),
     *("sequences", "prompt_tokens", "heads", "kv_heads", "head_dim", "page_tokens"),
 )
-KERNEL_SHAPES: dict[str, tuple[str, ...]] = {
-    "copy": ("elements",),
-    "triad": ("elements",),
-    "gemm": ("m", "n", "k"),
-    "grouped_gemm": ("m", "n", "k", "experts"),
-    "expert_ffn": ("tokens", "experts", "top_k", "hidden", "intermediate"),
-    "decode_attention": ("sequences", "heads", "kv_heads", "head_dim", "page_tokens"),
-    "prefill_attention": ("sequences", "prompt_tokens", "heads", "kv_heads", "head_dim"),
-    "permute": ("tokens", "experts", "top_k", "hidden"),
-    "unpermute": ("tokens", "experts", "top_k", "hidden"),
-    "routing_histogram": ("tokens", "experts", "top_k"),
-}
-"""Dimensions that a row of each kernel has; the others are null."""
 _LENGTHS = {
     "grouped_gemm": "experts",
     "expert_ffn": "experts",

@@ -28,7 +28,6 @@ TRIAD_FACTOR = 3.0
 class _Stream(Problem):
     """Something done to every element of long arrays."""
 
-    dimensions: ClassVar[tuple[str, ...]] = ("elements",)
     elements: int
     dtype: DtypeName = "fp32"
 
@@ -83,7 +82,6 @@ class Triad(_Stream):
 class _Rows(Routed):
     """Something done to the rows of tokens, in their order or in that of the experts that they chose."""
 
-    dimensions: ClassVar[tuple[str, ...]] = ("tokens", "experts", "top_k", "hidden")
     tokens: int
     experts: int
     top_k: int
@@ -156,7 +154,6 @@ class RoutingHistogram(Routed):
     """Tokens per expert, counted from the ids that the router chose."""
 
     kernel: ClassVar[str] = "routing_histogram"
-    dimensions: ClassVar[tuple[str, ...]] = ("tokens", "experts", "top_k")
     tokens: int
     experts: int
     top_k: int

@@ -19,6 +19,19 @@ Ints = NDArray[np.int64]
 ELEMENT_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 INDEX_BYTES = 4
 """Expert ids, page numbers and positions are int32."""
+KERNEL_SHAPES: dict[str, tuple[str, ...]] = {
+    "copy": ("elements",),
+    "triad": ("elements",),
+    "gemm": ("m", "n", "k"),
+    "grouped_gemm": ("m", "n", "k", "experts"),
+    "expert_ffn": ("tokens", "experts", "top_k", "hidden", "intermediate"),
+    "decode_attention": ("sequences", "heads", "kv_heads", "head_dim", "page_tokens"),
+    "prefill_attention": ("sequences", "prompt_tokens", "heads", "kv_heads", "head_dim"),
+    "permute": ("tokens", "experts", "top_k", "hidden"),
+    "unpermute": ("tokens", "experts", "top_k", "hidden"),
+    "routing_histogram": ("tokens", "experts", "top_k"),
+}
+"""Names of the dimensions of each kernel; a problem has each as an attribute."""
 TOLERANCE: dict[str, float] = {"fp32": 2e-5, "fp16": 4e-3, "bf16": 1.6e-2}
 """Greatest error of a correct kernel, relative to the largest value of the result.
 
@@ -49,15 +62,13 @@ class Problem(ABC):
 
     kernel: ClassVar[str]
     """Name of the computation, such as `gemm`."""
-    dimensions: ClassVar[tuple[str, ...]]
-    """Names of the dimensions, as in `KERNEL_SHAPES` of `measured`; each is an attribute."""
     dtype: DtypeName
     """Format of weights, activations and caches; sums are in fp32."""
 
     @property
     def shape(self) -> dict[str, int]:
         """Dimensions by name."""
-        return {name: getattr(self, name) for name in self.dimensions}
+        return {name: getattr(self, name) for name in KERNEL_SHAPES[self.kernel]}
 
     @property
     def lengths(self) -> tuple[int, ...]:

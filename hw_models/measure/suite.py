@@ -12,9 +12,8 @@ from moesim.errors import ConfigError
 from moesim.hw_models.measure.attention_problems import DecodeAttention, PrefillAttention
 from moesim.hw_models.measure.benchmark import Benchmark, CannotBeMeasuredError
 from moesim.hw_models.measure.matrix_problems import ExpertFfn, Gemm, GroupedGemm
-from moesim.hw_models.measure.measured import KERNEL_SHAPES
 from moesim.hw_models.measure.memory_problems import Copy, Permute, RoutingHistogram, Triad, Unpermute
-from moesim.hw_models.measure.problem import Problem, chosen_experts
+from moesim.hw_models.measure.problem import KERNEL_SHAPES, Problem, chosen_experts
 
 Implementation = Literal["moesim", "torch", "cupy"]
 VENDORS: tuple[Implementation, ...] = ("torch", "cupy")

@@ -90,7 +90,7 @@ def test_files_of_moesim_measure(moesim, folder: Path) -> None:
         (["--data", "data", "--operators", "gem"], "--operators: must be some of gemm, moe"),
         (["--data", "data", "--operators", "moe"], "data: must hold measurements of moe on a100-sxm, h200-sxm"),
         (["--data", "data", "--framework", "trtllm"], "of trtllm on a100-sxm"),
-        (["--data", "data", "--out", "file"], "--out file: must be a folder that can be written"),
+        (["--data", "data", "--out", "file"], "--out file: must be a folder, and is a file"),
         (["--measured", "missing.parquet", "--gpu", "h100-sxm"], "missing.parquet: no such file"),
         (["--measured", "missing.parquet"], "--gpu: is needed with --measured"),
     ],
