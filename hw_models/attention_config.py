@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Range = tuple[int, int]
+MIXED = ("decode_block", "shared", "together")
+"""Fields that only steps with prefill and decode tell, which residuals leave alone."""
+_NOT_PRICED = {"name", "source", "fit", "mixed_fit", "cache", "floor", "kept", "kept_bandwidth", *MIXED}
 
 
 class AttentionKernel(Config):
@@ -25,6 +28,9 @@ class AttentionKernel(Config):
     phase: Literal["prefill", "decode"] = Field(description="What it is measured for.")
     source: str = Field(min_length=1, description="Where the values come from.")
     fit: str | None = Field(default=None, description="Name of the calibration that set the values.")
+    mixed_fit: str | None = Field(
+        default=None, description="Prefill: name of the calibration that set the values of mixed steps."
+    )
     cache: tuple[DTypeName, ...] = Field(description="Formats of keys and values that it reads.")
     latent: bool = Field(default=False, description="It reads one latent key per token for all heads, or rebuilt ones.")
     head_dim: Range = Field(default=(1, 1024), description="Least and greatest elements of a query's head.")
@@ -32,6 +38,8 @@ class AttentionKernel(Config):
     window: Literal["any", "none", "only"] = Field(
         default="any", description="Whether it takes queries that see a limited number of keys."
     )
+    query_bits: Literal[0, 8, 16] = Field(default=0, description="Bits of queries that it takes; 0 for any.")
+    queries: Range = Field(default=(1, 2**31), description="Prefill: least and greatest new tokens per sequence.")
     query_tile: Count = Field(description="Rows of a tile.")
     key_tile: Count = Field(description="Keys of a block.")
     packs_heads: bool = Field(description="A tile's rows are of all query heads of a KV head, rather than of one.")
@@ -40,10 +48,24 @@ class AttentionKernel(Config):
         default=False, description="Prefill: a mixed step's decodes run as its tiles, rather than in the decode kernel."
     )
     scheduled_sequences: int = Field(
-        default=0, ge=0, description="Most sequences that `sequence` and `head` are spent on; 0 without a limit."
+        default=0,
+        ge=0,
+        description="Most sequences that a scheduler plans for, which `sequence`, spent on each KV head, `head`, `sort`"
+        " and `sort_head` are the time of; 0 if it plans for any number, without a look at KV heads.",
     )
     absorbs: bool = Field(
         default=False, description="Latent prefill: it attends in the latent space, without rebuilding keys per head."
+    )
+    max_splits: int = Field(default=0, ge=0, description="Most parts that a tile's keys are split in; 0 without limit.")
+    part_keys: int = Field(
+        default=0,
+        ge=0,
+        description="Keys of a part, where a kernel splits by their number alone, in the window or not; 0 elsewhere.",
+    )
+    parts_per_multiprocessor: float = Field(default=8.0, gt=0, description="Most parts for which it does so.")
+    split_fill: Fraction = Field(
+        default=1 / 1.1,
+        description="Share of the multiprocessors that splits of unequal length fill; FlashAttention plans for 0.91.",
     )
     floor: Seconds = Field(
         default=0.0, ge=0, description="Repeated measurements without a CUDA graph: the host's time per call, s."
@@ -51,7 +73,9 @@ class AttentionKernel(Config):
     launch: Seconds = Field(ge=0, description="Launches and set-up, s.")
     launch_per_element: Seconds = Field(default=0.0, ge=0, description="More of it per element of a head, s.")
     sequence: Seconds = Field(default=0.0, ge=0, description="More of it per sequence, s.")
+    token: Seconds = Field(default=0.0, ge=0, description="Prefill: more of it per new token, s.")
     sort: Seconds = Field(default=0.0, ge=0, description="More of it per pair of sequences, as sorting takes, s.")
+    sort_head: Seconds = Field(default=0.0, ge=0, description="More of it per pair of sequences and query head, s.")
     head: Seconds = Field(default=0.0, ge=0, description="More of it per sequence and query head, s.")
     query_passes: float = Field(default=0.0, ge=0, description="Further passes of queries and results through DRAM.")
     key_passes: float = Field(default=0.0, ge=0, description="Further passes of keys and values through DRAM.")
@@ -59,6 +83,9 @@ class AttentionKernel(Config):
     tile_per_element: Seconds = Field(default=0.0, ge=0, description="More of it per element of a head, s.")
     block: Seconds = Field(default=0.0, ge=0, description="Start and end of a block of keys, s.")
     sustained: float = Field(gt=0, le=2, description="Share of the bf16 peak (up to 2 where it multiplies in fp8).")
+    outside_window: float = Field(
+        default=0.0, ge=0, le=1, description="Share of a block's time that one outside the window takes; 0 if skipped."
+    )
     softmax_flops: float = Field(default=0.0, ge=0, description="FLOPs that a pair's exponential takes as long as.")
     whole_waves: float = Field(default=1.0, ge=0, le=1, description="1 where a wave of few tiles takes as a full one.")
     dram_sustained: Fraction = Field(description="Share of the DRAM bandwidth.")
@@ -66,6 +93,20 @@ class AttentionKernel(Config):
     kept: Bytes | None = Field(default=None, description="Data that repeated measurements find in L2, B.")
     kept_bandwidth: BytesPerS = Field(default=1e13, gt=0, description="Rate of reading it from there, B/s.")
     merge: Seconds = Field(default=0.0, ge=0, description="Merging the results of split keys, s.")
+    decode_block: Seconds = Field(
+        default=0.0, ge=0, description="Mixed steps: more time per block of keys of a tile that is a decode, s."
+    )
+    shared: Bytes | None = Field(
+        default=None,
+        description="Mixed steps: keys and values of one KV head and all decodes that L2 keeps for its other query"
+        " heads, B; any number if empty.",
+    )
+    together: float = Field(
+        default=1.0,
+        gt=0,
+        description="Mixed steps: tiles that run together, so that heads share what they read, in"
+        " multiples of the multiprocessors.",
+    )
 
 
 class AttentionKernels(Config):
@@ -120,18 +161,28 @@ def kernel_row(
         columns.GROUP_LOW: kernel.heads_per_kv_head[0],
         columns.GROUP_HIGH: kernel.heads_per_kv_head[1],
         columns.WINDOW: windows[kernel.window],
+        columns.QUERY_BITS: kernel.query_bits,
+        columns.QUERIES_LOW: kernel.queries[0],
+        columns.QUERIES_HIGH: kernel.queries[1],
         columns.QUERY_TILE: kernel.query_tile,
         columns.KEY_TILE: kernel.key_tile,
         columns.PACKS_HEADS: kernel.packs_heads,
         columns.SPLITS_KEYS: kernel.splits_keys,
         columns.TAKES_DECODES: kernel.takes_decodes,
         columns.ABSORBS: kernel.absorbs,
+        columns.OUTSIDE_WINDOW: kernel.outside_window,
+        columns.MAX_SPLITS: kernel.max_splits,
+        columns.PART_KEYS: kernel.part_keys,
+        columns.PARTS_PER_MULTIPROCESSOR: kernel.parts_per_multiprocessor,
+        columns.SPLIT_FILL: kernel.split_fill,
         columns.FLOOR_S: kernel.floor if repeated else 0.0,
         columns.SCHEDULED_SEQUENCES: kernel.scheduled_sequences,
         columns.LAUNCH_S: kernel.launch,
         columns.LAUNCH_S_PER_ELEMENT: kernel.launch_per_element,
         columns.S_PER_SEQUENCE: kernel.sequence,
+        columns.S_PER_TOKEN: kernel.token,
         columns.S_PER_SORTED_PAIR: kernel.sort,
+        columns.S_PER_SORTED_HEAD: kernel.sort_head,
         columns.S_PER_HEAD: kernel.head,
         columns.S_PER_QUERY_BYTE: kernel.query_passes / dram_bytes_per_s,
         columns.S_PER_KEY_BYTE: kernel.key_passes / dram_bytes_per_s,
@@ -146,8 +197,18 @@ def kernel_row(
         columns.KEPT_BYTES: kernel.kept or 0.0 if repeated else 0.0,
         columns.S_PER_KEPT_BYTE: 1 / kernel.kept_bandwidth,
         columns.MERGE_S: kernel.merge,
+        columns.DECODE_BLOCK_S: kernel.decode_block,
+        columns.SHARED_BYTES: kernel.shared or 0.0,
+        columns.TOGETHER: kernel.together,
     }
     return [float(values[column]) for column in range(columns.KERNEL_COLUMNS)]
+
+
+def pricing_values(kernel: AttentionKernel) -> list[str]:
+    """Names and values that decide prices in a model, where they are not the defaults: new ones change no old names."""
+    fields = type(kernel).model_fields
+    given = {name: value for name, value in kernel if name not in _NOT_PRICED and value != fields[name].default}
+    return [f"{name}={value:.5g}" if isinstance(value, float) else f"{name}={value}" for name, value in given.items()]
 
 
 def cover_table(section: AttentionKernels) -> "NDArray[np.bool_]":

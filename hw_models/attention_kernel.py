@@ -6,14 +6,11 @@ blocks; tiles share the multiprocessors in waves.
 Each jitted function calls jitted functions of this module only, so that numba's cache never goes stale.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from moesim.hw_models.attention_columns import Columns, Floats, Ints, Tiles, Work
 
 # Bounds as constants of this module; a test holds them against processor.BOUNDS.
 COMPUTE, MEMORY, LATENCY = range(3)
@@ -28,18 +25,28 @@ PREFILL, DECODE = range(2)
     GROUP_LOW,
     GROUP_HIGH,
     WINDOW,
+    QUERY_BITS,
+    QUERIES_LOW,
+    QUERIES_HIGH,
     QUERY_TILE,
     KEY_TILE,
     PACKS_HEADS,
     SPLITS_KEYS,
     TAKES_DECODES,
     ABSORBS,
+    OUTSIDE_WINDOW,
+    MAX_SPLITS,
+    PART_KEYS,
+    PARTS_PER_MULTIPROCESSOR,
+    SPLIT_FILL,
     SCHEDULED_SEQUENCES,
     FLOOR_S,
     LAUNCH_S,
     LAUNCH_S_PER_ELEMENT,
     S_PER_SEQUENCE,
+    S_PER_TOKEN,
     S_PER_SORTED_PAIR,
+    S_PER_SORTED_HEAD,
     S_PER_HEAD,
     S_PER_QUERY_BYTE,
     S_PER_KEY_BYTE,
@@ -54,65 +61,20 @@ PREFILL, DECODE = range(2)
     KEPT_BYTES,
     S_PER_KEPT_BYTE,
     MERGE_S,
+    DECODE_BLOCK_S,
+    SHARED_BYTES,
+    TOGETHER,
     KERNEL_COLUMNS,
-) = range(34)
+) = range(47)
 
 RESIDUAL_FEATURES = 12
 ANY_WINDOW, NO_WINDOW, ONLY_WINDOW = range(3)
 _FLOPS_PER_ELEMENT = 4.0  # of a head, for a pair: a product and a sum, for scores and for values
 _SORTED_SEQUENCES = 512.0  # a sort of sequences takes no longer beyond
-_SPLIT_IMBALANCE = 1.1  # FlashAttention's scheduler plans for splits of unequal length
-
-
-class Columns(NamedTuple):
-    """The columns of an operator table that decide prices of attention; see `OperatorTable`."""
-
-    form: NDArray[np.int8]
-    weight_dtype: NDArray[np.int8]
-    m: Ints
-    n: Ints
-    k: Ints
-    groups: Ints
-    flops: Floats
-    weight_bytes_read: Floats
-    read_bytes: Floats
-    write_bytes: Floats
-    decode_m: Ints
-    decode_flops: Floats
-    decode_read_bytes: Floats
-    window: Ints
-    prefill_pair_flops: Floats
-    decode_pair_flops: Floats
-    prefill_sequences: Ints
-    longest_prefill: Ints
-    longest_decode: Ints
-
-
-class Work(NamedTuple):
-    """The prefill or the decode part of a row: sums over its sequences, and what a head is."""
-
-    sequences: float
-    tokens: float
-    pairs: float  # of a query and a key it sees
-    longest: float  # most keys that the last query of a sequence sees, were there no window
-    window: float  # most keys that any query sees; inf without a limit
-    heads: float
-    kv_heads: float
-    pair_flops: float  # per head
-    query_bytes: float  # queries read and results written
-    key_bytes: float
-
-
-class Tiles(NamedTuple):
-    """How a part is cut: tiles, blocks of keys of a mean tile, and of the longest one."""
-
-    number: float
-    blocks: float
-    longest_blocks: float
 
 
 @njit(cache=True)
-def kernel_of(
+def kernel_of(  # noqa: PLR0913, PLR0917, what a kernel is chosen by
     kernels: Floats,
     covers: NDArray[np.bool_],
     phase: int,
@@ -120,6 +82,8 @@ def kernel_of(
     head_dim: float,
     group: float,
     window: bool,  # noqa: FBT001
+    queries: float,
+    query_bits: float,
 ) -> tuple[int, bool]:
     """The first kernel for such rows, else the first of the phase that takes latent rows or does not; and if it fits.
 
@@ -131,6 +95,8 @@ def kernel_of(
         head_dim: elements of a query's head.
         group: query heads per KV head.
         window: whether queries see a limited number of keys.
+        queries: new tokens of a mean sequence.
+        query_bits: of an element of queries.
     """
     best, best_score = -1, -1
     for index in range(len(kernels)):
@@ -142,6 +108,8 @@ def kernel_of(
         )
         wanted = ONLY_WINDOW if window else NO_WINDOW
         fits = fits and (kernel[WINDOW] == ANY_WINDOW or kernel[WINDOW] == wanted)
+        fits = fits and (kernel[QUERY_BITS] == 0.0 or kernel[QUERY_BITS] == query_bits)
+        fits = fits and kernel[QUERIES_LOW] <= queries <= kernel[QUERIES_HIGH]
         score = 4 * (kernel[LATENT] == latent) + 2 * covers[index] + fits
         if score > best_score:
             best, best_score = index, score
@@ -186,12 +154,15 @@ def _launch_s(first: Work, second: Work, kernel: Floats, multiprocessors: float)
     """One launch over both parts: set-up, then tiles while bytes move; `overlap` says how well the two overlap."""
     body_s = _tiles_s(first, second, kernel, multiprocessors)
     query_bytes, key_bytes = first.query_bytes + second.query_bytes, first.key_bytes + second.key_bytes
-    memory_s = _dram_s(query_bytes + key_bytes, kernel)
+    memory_s = _dram_s(query_bytes + key_bytes, kernel) + _reread_s(second, kernel, multiprocessors)
     sequences = first.sequences + second.sequences
     latency_s = kernel[LAUNCH_S] + kernel[LAUNCH_S_PER_ELEMENT] * first.pair_flops / _FLOPS_PER_ELEMENT
+    latency_s += first.tokens * kernel[S_PER_TOKEN]
     if kernel[SCHEDULED_SEQUENCES] == 0.0 or sequences <= kernel[SCHEDULED_SEQUENCES]:
-        latency_s += sequences * (kernel[S_PER_SEQUENCE] + kernel[S_PER_HEAD] * first.heads)
-    latency_s += kernel[S_PER_SORTED_PAIR] * min(sequences, _SORTED_SEQUENCES) ** 2
+        planned = sequences * (first.kv_heads if kernel[SCHEDULED_SEQUENCES] > 0.0 else 1.0)
+        latency_s += planned * kernel[S_PER_SEQUENCE] + sequences * first.heads * kernel[S_PER_HEAD]
+        sorted_s = kernel[S_PER_SORTED_PAIR] + first.heads * kernel[S_PER_SORTED_HEAD]
+        latency_s += sorted_s * min(sequences, _SORTED_SEQUENCES) ** 2
     moved_s = kernel[S_PER_QUERY_BYTE] * query_bytes + kernel[S_PER_KEY_BYTE] * first.key_bytes
     slower_s = max(body_s, memory_s, 1e-30)
     power = kernel[OVERLAP]
@@ -217,57 +188,108 @@ def _dram_s(nbytes: float, kernel: Floats) -> float:
 
 
 @njit(cache=True)
+def _reread_s(decode: Work, kernel: Floats, multiprocessors: float) -> float:
+    """Decodes as tiles of a prefill kernel that does not pack heads: further reads of keys that heads do not share.
+
+    Tiles run sequence by sequence, then head by head. Heads of a KV head share a read if they run together, or if the
+    keys of all sequences stay in L2 from one head to the next.
+    """
+    if kernel[SHARED_BYTES] == 0.0 or kernel[PACKS_HEADS] > 0.0 or decode.tokens <= 0.0:
+        return 0.0
+    group, each = decode.heads / decode.kv_heads, decode.key_bytes / decode.kv_heads
+    reads = min(group, max(1.0, group * decode.sequences / (kernel[TOGETHER] * multiprocessors)))
+    missed = min(1.0, max(0.0, each / kernel[SHARED_BYTES] - 1.0))
+    seconds: float = (reads - 1.0) * missed * decode.key_bytes * kernel[S_PER_DRAM_BYTE]
+    return seconds
+
+
+@njit(cache=True)
 def _tiles_s(first: Work, second: Work, kernel: Floats, multiprocessors: float) -> float:
     """Waves of the tiles of both parts; a kernel that splits keys does so where it pays."""
     tile_s = kernel[TILE_S] + kernel[TILE_S_PER_ELEMENT] * first.pair_flops / _FLOPS_PER_ELEMENT
     block_pairs = kernel[QUERY_TILE] * kernel[KEY_TILE]
     s_per_pair = kernel[S_PER_FLOP] * multiprocessors
-    count, total_s, longest_s, blocks_s, least_s = 0.0, 0.0, 0.0, 0.0, 0.0
-    for work in (first, second):
+    count, total_s, longest_s, blocks_s, least_s, merge_s = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for work, extra_s in ((first, 0.0), (second, kernel[DECODE_BLOCK_S])):
         if work.tokens <= 0.0:
             continue
-        block_s = kernel[BLOCK_S] + block_pairs * (work.pair_flops + kernel[SOFTMAX_FLOPS]) * s_per_pair
+        block_s = extra_s + kernel[BLOCK_S] + block_pairs * (work.pair_flops + kernel[SOFTMAX_FLOPS]) * s_per_pair
         tiles = _tiles(work, kernel)
-        count += tiles.number
+        parts = _planned_parts(tiles.number, work.longest, kernel, multiprocessors)
+        count += tiles.number * parts
         blocks_s += tiles.number * tiles.blocks * block_s
-        total_s += tiles.number * (tile_s + tiles.blocks * block_s)
-        longest_s = max(longest_s, tile_s + tiles.longest_blocks * block_s)
+        total_s += tiles.number * (parts * tile_s + tiles.blocks * block_s)
+        longest_s = max(longest_s, tile_s + tiles.longest_blocks / parts * block_s)
         least_s = max(least_s, block_s)
+        merge_s = max(merge_s, kernel[MERGE_S] if parts > 1.0 else 0.0)
     waves = count / multiprocessors
     waves += kernel[WHOLE_WAVES] * (np.ceil(waves) - waves)
-    whole_s: float = max(longest_s, waves * total_s / count)
+    whole_s: float = max(longest_s, waves * total_s / count) + merge_s
     if kernel[SPLITS_KEYS] == 0.0:
         return whole_s
-    split_s: float = waves * tile_s + max(least_s, _SPLIT_IMBALANCE * blocks_s / multiprocessors) + kernel[MERGE_S]
+    filled = multiprocessors * kernel[SPLIT_FILL]
+    if kernel[MAX_SPLITS] > 0.0:
+        filled = min(filled, count * kernel[MAX_SPLITS])
+    split_s: float = waves * tile_s + max(least_s, blocks_s / filled) + kernel[MERGE_S]
     return min(whole_s, split_s)
+
+
+@njit(cache=True)
+def _planned_parts(tiles: float, longest: float, kernel: Floats, multiprocessors: float) -> float:
+    """Parts in which a tile's keys are cut by their number alone, windows or not, while there is room for them."""
+    if kernel[PART_KEYS] == 0.0:
+        return 1.0
+    room = np.floor(kernel[PARTS_PER_MULTIPROCESSOR] * multiprocessors / tiles)
+    parts: float = max(1.0, min(np.ceil(longest / kernel[PART_KEYS]), room))
+    return parts
 
 
 @njit(cache=True)
 def _tiles(work: Work, kernel: Floats) -> Tiles:
     """Tiles of `work.sequences` equal sequences, and the blocks of keys they walk along.
 
-    A tile's rows see keys up to their own position, and from their own window's start: beyond the pairs that count,
-    a tile computes half its queries' width at the end, and as much at the start where windows cut keys off. Blocks that
-    tiles do not end on add half a block at either end.
+    Blocks outside the window count for as much as the kernel spends on them.
     """
     queries = work.tokens / work.sequences
     group = work.heads / work.kv_heads if kernel[PACKS_HEADS] > 0.0 else 1.0
     heads = work.kv_heads if kernel[PACKS_HEADS] > 0.0 else work.heads
     row_tiles = np.ceil(queries * group / kernel[QUERY_TILE] - 1e-9)
     width = min(queries, max(1.0, kernel[QUERY_TILE] / group))
-    key_tile = kernel[KEY_TILE]
-    mean_keys = work.pairs / work.tokens
-    cut = min(1.0, max(0.0, (work.longest - work.window) / queries))
+    mean_keys, key_tile, outside = work.pairs / work.tokens, kernel[KEY_TILE], kernel[OUTSIDE_WINDOW]
+    blocks, longest = _blocks(mean_keys, work.longest, work.window, queries, width, row_tiles, key_tile)
+    if outside > 0.0 and work.window < work.longest:
+        every = max(mean_keys, work.longest - (queries - 1.0) / 2)
+        all_blocks, all_longest = _blocks(every, work.longest, np.inf, queries, width, row_tiles, key_tile)
+        blocks, longest = blocks + outside * (all_blocks - blocks), longest + outside * (all_longest - longest)
+    return Tiles(work.sequences * heads * row_tiles, blocks, longest)
+
+
+@njit(cache=True)
+def _blocks(
+    mean_keys: float,
+    longest: float,
+    window: float,
+    queries: float,
+    width: float,
+    row_tiles: float,
+    key_tile: float,
+) -> tuple[float, float]:
+    """Blocks of keys of a mean tile, and of the longest one.
+
+    A tile's rows see keys up to their own position, and from their own window's start: beyond the pairs that count,
+    a tile computes half its queries' width at the end, and as much at the start where windows cut keys off. Blocks that
+    tiles do not end on add half a block at either end.
+    """
+    cut = min(1.0, max(0.0, (longest - window) / queries))
     if queries <= 1.0:
-        cut = 1.0 if mean_keys >= work.window else 0.0
-    longest = min(work.longest, work.window + width - 1.0)
+        cut = 1.0 if mean_keys >= window else 0.0
+    longest = min(longest, window + width - 1.0)
+    keys = mean_keys + (width - 1.0) / 2 * (1.0 + cut)
     if row_tiles <= 1.0:
-        keys = mean_keys + (width - 1.0) / 2 * (1.0 + cut)
         blocks = max(1.0, (keys - 1.0) / key_tile + 1.0 if cut > 0.0 else np.ceil(keys / key_tile - 1e-9))
     else:
-        keys = mean_keys + (width - 1.0) / 2 * (1.0 + cut)
         blocks = max(1.0, keys / key_tile + max(0.0, 1.0 - width / key_tile) / 2 + cut / 2)
-    return Tiles(work.sequences * heads * row_tiles, blocks, max(blocks, longest / key_tile))
+    return blocks, max(blocks, longest / key_tile)
 
 
 @njit(cache=True)
@@ -348,6 +370,21 @@ def _absorbed(prefill: Work, decode: Work) -> Work:
 
 
 @njit(cache=True)
+def _choice(
+    columns: Columns, row: int, kernels: Floats, covers: NDArray[np.bool_], element_bytes: Floats
+) -> tuple[Work, Work, bool, tuple[int, bool], tuple[int, bool]]:
+    """The parts of a row, whether heads share a latent key, and for each part its kernel and whether that fits."""
+    dtype = columns.weight_dtype[row]
+    prefill, decode, latent = works_of(columns, row, element_bytes[dtype])
+    bits = min(16.0, 8.0 * element_bytes[columns.query_dtype[row]])
+    shape = latent, columns.n[row] / columns.groups[row], prefill.heads / decode.kv_heads, prefill.window < np.inf
+    queries = prefill.tokens / max(prefill.sequences, 1.0)
+    first = kernel_of(kernels, covers[dtype], PREFILL, *shape, queries, bits)
+    second = kernel_of(kernels, covers[dtype], DECODE, *shape, 1.0, bits)
+    return prefill, decode, latent, first, second
+
+
+@njit(cache=True)
 def price_rows(
     columns: Columns,
     rows: Ints,
@@ -368,8 +405,9 @@ def price_rows(
         element_bytes: float64[cache dtype].
         multiprocessors: of the GPU.
         outputs: float64[row] times in seconds, int8[row] bounds, and bool[row], which is set where no kernel fits.
-        learning: int64[index of `rows`], the kernel of a row that only prefills or only decodes, where one fits, else
-            -1; and float64[index of `rows`, RESIDUAL_FEATURES], written for such rows unless it has no lines.
+        learning: int64[index of `rows`], the kernel of a row that only prefills or only decodes, where one fits and
+            takes longer than the host, else -1; and float64[index of `rows`, RESIDUAL_FEATURES], written for such rows
+            unless it has no lines.
     """
     time_s, bound, extrapolated = outputs
     chosen, features = learning
@@ -377,13 +415,9 @@ def price_rows(
         chosen[index] = -1
         if columns.m[row] <= 0:
             continue
-        dtype = columns.weight_dtype[row]
-        prefill, decode, latent = works_of(columns, row, element_bytes[dtype])
-        head_dim = columns.n[row] / columns.groups[row]
-        group = prefill.heads / decode.kv_heads
-        windowed = prefill.window < np.inf
-        first, fits = kernel_of(kernels, covers[dtype], PREFILL, latent, head_dim, group, windowed)
-        second, fits_decode = kernel_of(kernels, covers[dtype], DECODE, latent, head_dim, group, windowed)
+        prefill, decode, latent, (first, fits), (second, fits_decode) = _choice(
+            columns, row, kernels, covers, element_bytes
+        )
         if latent and kernels[first][ABSORBS] > 0.0:
             prefill = _absorbed(prefill, decode)
         if prefill.pair_flops + decode.pair_flops <= 0.0:
@@ -393,9 +427,10 @@ def price_rows(
             continue
         price = row_s(prefill, decode, kernels[first], kernels[second], multiprocessors)
         time_s[row], bound[row] = price
+        at_floor = time_s[row] <= kernels[first if prefill.tokens > 0.0 else second][FLOOR_S]
         measured = (fits or prefill.tokens <= 0.0) and (fits_decode or decode.tokens <= 0.0)
         extrapolated[row] = extrapolated[row] or not measured
-        if measured and (prefill.tokens <= 0.0 or decode.tokens <= 0.0):
+        if measured and not at_floor and (prefill.tokens <= 0.0 or decode.tokens <= 0.0):
             chosen[index] = second if prefill.tokens <= 0.0 else first
             if len(features) > 0:
                 work = decode if prefill.tokens <= 0.0 else prefill
@@ -409,13 +444,8 @@ def kernels_of_rows(
     """int64[row, 2]: kernels that price the prefill and the decode part of the given rows (see `price_rows`)."""
     chosen = np.zeros((len(rows), 2), np.int64)
     for index, row in enumerate(rows):
-        dtype = columns.weight_dtype[row]
-        prefill, decode, latent = works_of(columns, row, element_bytes[dtype])
-        head_dim = columns.n[row] / columns.groups[row]
-        windowed = prefill.window < np.inf
-        for part, phase in enumerate((PREFILL, DECODE)):
-            group = prefill.heads / decode.kv_heads
-            chosen[index, part], _ = kernel_of(kernels, covers[dtype], phase, latent, head_dim, group, windowed)
+        _, _, _, first, second = _choice(columns, row, kernels, covers, element_bytes)
+        chosen[index, 0], chosen[index, 1] = first[0], second[0]
     return chosen
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from moesim.configs.loader import Config
-from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table
+from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table, pricing_values
 from moesim.hw_models.gpu_products import Format, GroupedGemm, ProductKernels, TensorFormat, format_rows
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
@@ -97,7 +97,8 @@ class GpuConfig(Fitted, ProductKernels):
             raise ValueError("formats must hold bf16")
         if "bf16" in self.grouped_gemm.weight_only:
             raise ValueError("grouped_gemm.weight_only must not hold bf16")
-        unknown = {kernel.fit for kernel in self.attention.kernels} - {None, *self.fits}
+        named = {name for kernel in self.attention.kernels for name in (kernel.fit, kernel.mixed_fit)}
+        unknown = named - {None, *self.fits}
         if unknown:
             raise ValueError(f"attention.kernels: fit must be one of fits, got {min(map(str, unknown))!r}")
         return self
@@ -116,7 +117,7 @@ class GPU:
     """
 
     def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
-        from moesim.hw_models import attention_kernel, gpu_kernel
+        from moesim.hw_models import attention_columns, attention_kernel, gpu_kernel
 
         self.config = config
         self.name = name
@@ -128,8 +129,8 @@ class GPU:
         self._valid = _valid_ranges(config)
         self._price_attention: Any = attention_kernel.price_rows
         self._features = attention_kernel.RESIDUAL_FEATURES
-        self._attention_columns = attention_kernel.Columns
-        self._attention_columns_of = operator.attrgetter(*attention_kernel.Columns._fields)
+        self._attention_columns = attention_columns.Columns
+        self._attention_columns_of = operator.attrgetter(*attention_columns.Columns._fields)
         self._attention_result = gpu_kernel.Attention
         self._attention = _attention_tables(config, repeated=config.attention.repeated)
         self._attention_in_models = _attention_tables(config, repeated=False)
@@ -218,6 +219,13 @@ class GPU:
         gpu_kernel.feature_rows(columns, self.price(operators).time_s, self.config.multiprocessors.value, features)
         return features
 
+    def corrected_rows(self, operators: OperatorTable) -> NDArray[np.bool_]:
+        """bool[row]: which rows a residual may correct, of attention: not those that take as long as the host does."""
+        kernel = self._attend(operators, Cost.zeros(len(operators)), with_features=False).kernel
+        rows = np.ones(len(operators), np.bool_)
+        rows[operators.form == ATTENTION] = kernel >= 0
+        return rows
+
     def fingerprint(self, model: str) -> str:
         """Name of all values that decide the prices that a model is learned beside.
 
@@ -230,7 +238,9 @@ class GPU:
         plane, index = self._place(model)
         multiprocessors = [self.config.multiprocessors.value]
         if plane == PLANES.index("attention"):
-            return fingerprint(np.concatenate([multiprocessors, self._attention_in_models[0][index]]))
+            rates = [self.config.formats["bf16"].peak.value, self.config.dram_bandwidth.value]
+            kernel = self.config.attention.kernels[index]
+            return fingerprint(np.concatenate([multiprocessors, rates]), *pricing_values(kernel))
         row = self._formats[plane, index]
         tiles = self._tiles[int(row[-2]) : int(row[-1])].ravel()
         return fingerprint(np.concatenate([multiprocessors, row[:-2], tiles]))

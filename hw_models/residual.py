@@ -45,9 +45,9 @@ class Trees:
     error: float
 
 
-def fingerprint(parameters: NDArray[np.float64]) -> str:
-    """Short name of some values; the same to five digits means the same."""
-    text = ",".join(f"{value:.5g}" for value in parameters)
+def fingerprint(parameters: NDArray[np.float64], *named: str) -> str:
+    """Short name of some values, and of others with their names; the same to five digits means the same."""
+    text = ",".join([*(f"{value:.5g}" for value in parameters), *named])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

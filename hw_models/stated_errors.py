@@ -58,16 +58,18 @@ def elementwise_error(fits: "Mapping[str, GpuFit]") -> float:
 
 
 def attention_errors(config: "GpuConfig", models: Iterable[tuple[int, int, Trees]]) -> NDArray[np.float64]:
-    """float64[kernel, 2]: stated error of each of `attention.kernels`, by physics and as it prices rows of one phase.
+    """float64[kernel, 3]: stated error of each of `attention.kernels`.
 
-    NaN where it was not fitted.
+    By physics, as it prices rows of one phase, and of mixed steps; NaN where it was not fitted.
 
     Args:
         config: of the GPU.
         models: residuals that apply, with their plane and, in that of attention, kernel.
     """
-    fitted = [config.fits[kernel.fit].error if kernel.fit else np.nan for kernel in config.attention.kernels]
-    errors = np.stack([fitted, fitted], axis=1)
+    known = {name: fit.error for name, fit in config.fits.items()}
+    fitted = [known.get(kernel.fit or "", np.nan) for kernel in config.attention.kernels]
+    mixed = [known.get(kernel.mixed_fit or "", np.nan) for kernel in config.attention.kernels]
+    errors = np.stack([fitted, fitted, mixed], axis=1)
     for plane, kernel, model in models:
         if PLANES[plane] == "attention":
             errors[kernel, 1] = model.error
@@ -79,8 +81,10 @@ def attention_rows(
 ) -> NDArray[np.float64]:
     """float64[row]: error of the part that a row has, the greater of both if it has both or none.
 
+    Where mixed steps were fitted, their error is that of the prefill kernel's fit to them.
+
     Args:
-        errors: float64[row, part, 2], of the kernels of prefill and of decode, as `attention_errors`.
+        errors: float64[row, part, 3], of the kernels of prefill and of decode, as `attention_errors`.
         prefills: int64[row], tokens of prefill.
         decodes: int64[row], tokens that decode.
     """
@@ -88,5 +92,6 @@ def attention_rows(
     neither = (prefills <= 0) & (decodes <= 0)
     one = np.where(prefills > 0, errors[:, 0, 1], errors[:, 1, 1])
     greater = np.where(mixed[:, None], errors[:, :, 0], errors[:, :, 1]).max(axis=1)
-    rows: NDArray[np.float64] = np.where(mixed | neither, greater, one)
+    fitted = mixed & ~np.isnan(errors[:, 0, 2])
+    rows: NDArray[np.float64] = np.where(fitted, errors[:, 0, 2], np.where(mixed | neither, greater, one))
     return rows

@@ -243,6 +243,8 @@ def _template(plan: OperatorPlan) -> OperatorTable:
         "prefill_pair_flops": column(np.float64, lambda o: o.prefill_pair_flops, 0.0),
         "decode_pair_flops": column(np.float64, lambda o: o.decode_pair_flops, 0.0),
     }
+    activations = DTYPE_CODES[plan.model.dtypes.activations]
+    static["query_dtype"] = column(np.int8, lambda o: activations if o.form == ATTENTION else 0, 0)
     static |= dict.fromkeys(("m", "decode_m", *_COUNTED), none.astype(np.int64))
     return OperatorTable(**static, **dict.fromkeys(_DYNAMIC_COLUMNS, none))  # type: ignore[arg-type]  # by name
 

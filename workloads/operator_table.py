@@ -84,6 +84,7 @@ class OperatorTable:
     window: Ints  # attention: most keys that a query sees; 0 without a limit, and elsewhere
     prefill_pair_flops: Floats  # attention: FLOPs of a prefilled query and a key, all heads; 0 elsewhere
     decode_pair_flops: Floats  # attention: the same of a decoded query, which differ in latent attention; 0 elsewhere
+    query_dtype: NDArray[np.int8]  # attention: format of queries, a code in DTYPE_CODES; 0 elsewhere
     grouped_rows: Ints  # the rows of form grouped_gemm, ascending
     expert_tokens: Ints  # int64[grouped row, expert slot]: tokens per expert, same order as `grouped_rows`
 

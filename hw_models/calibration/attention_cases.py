@@ -43,6 +43,14 @@ _SHORT_NAMES = {
 }
 _FA4_SEQUENCES = 992
 """Sequences up to which FlashAttention's scheduler kernel plans splits (31 per warp, 32 warps)."""
+_FA4_SPLITS = 32
+"""Parts in which it splits the keys of a sequence at most, by the rates of one and two long ones."""
+_SHORT_PROMPTS = {"bf16": 512, "fp8": 128}
+"""Most new tokens per sequence with which vLLM's latent attention (FlashAttention, FlashMLA) runs a prompt as it runs
+decodes, in the latent space."""
+_ANY_QUERIES = 2**31
+_BLOCK = ("block", Free(0.5 * US, 1e-3 * US, 20 * US))
+_SPLIT_FILL = ("split_fill", Free(0.9, 0.1, 1.0))
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Case:
         if "fp8" in self.kernel.cache:
             start = space["sustained"]
             space["sustained"] = Free(start.start, start.low, 2.0)
-        unused = (*self.without, *(() if self.kernel.splits_keys else ("merge",)))
+        unused = (*self.without, *(() if self.kernel.splits_keys or self.kernel.part_keys else ("merge",)))
         return {name: free for name, free in space.items() if name not in unused}
 
     def rows_of(self, measured: Measured[OperatorTable]) -> NDArray[np.int64]:
@@ -78,6 +86,7 @@ class Case:
         own = (labels["cache"] == cache) & (np.char.find(labels["kernel"], self.measured_as) >= 0)
         if self.activations is not None:
             own &= labels["activations"] == self.activations
+        own &= (labels["tokens"] >= kernel.queries[0]) & (labels["tokens"] <= kernel.queries[1])
         if kernel.latent:
             return np.flatnonzero(own)
         group = labels["heads"] / np.maximum(labels["kv_heads"], 1)
@@ -106,27 +115,34 @@ def cases(device: str, framework: str) -> list[Case]:
     if device != "h200-sxm":
         return []
     if framework == "sglang":
-        return [*_triton(), *_flash_attention_3("fa3"), *_latent(device, framework)]
+        return [*_flash_attention_3("fa3"), *_triton(), *_latent(device, framework)]
     return [*_trtllm(), *_latent(device, framework)] if framework == "trtllm" else []
 
 
 def _flash_attention_3(measured_as: str) -> Iterator[Case]:
     wide = {"head_dim": (1, 256), "measured_as": measured_as}
     together = measured_as.startswith("vllm")  # vLLM runs a mixed step as one call; SGLang does not mix
+    # Windows on wide heads are left to Triton in SGLang.
+    apart: dict[str, dict[str, Any]] = {"": {"window": "none"}, ", windows": {"head_dim": (1, 192), "window": "only"}}
     for cache in (_BF16, _FP8):
-        name = f"FlashAttention-3, {cache[0]} cache"
-        prefill = _PREFILL | _PACKED | {"query_tile": 128, "takes_decodes": together}
-        yield _case(name, cache, prefill, **wide, without=("sort", "merge"), merge=2 * US)
-        yield _case(name, cache, _DECODE | _PACKED, **wide, without=())
+        for text, limits in ({"": {}} if together else apart).items():
+            name, own = f"FlashAttention-3, {cache[0]} cache{text}", wide | limits
+            prefill = _PREFILL | _PACKED | {"query_tile": 128, "takes_decodes": together}
+            yield _case(name, cache, prefill, **own, without=("sort", "merge"), merge=2 * US)
+            yield _case(name, cache, _DECODE | _PACKED, **own, without=())
 
 
 def _flash_attention_4() -> Iterator[Case]:
     wide = {"head_dim": (257, 512), "measured_as": "vllm_flash_attn_fa4"}
     name = "FlashAttention-4, bf16 cache"
     yield _case(name, _BF16, _PREFILL | _SINGLE | {"takes_decodes": True}, **wide)
-    sequence = (("sequence", Free(0.1 * US, 1e-3 * US, 20 * US)),)
-    limited = {"query_tile": 16, "scheduled_sequences": _FA4_SEQUENCES}
-    yield _case(name, _BF16, _DECODE | _PACKED | limited, **wide, extra=sequence)
+    planning = (
+        ("sequence", Free(0.1 * US, 1e-3 * US, 20 * US)),
+        ("sort", Free(1e-3 * US, 1e-6 * US, 0.1 * US)),
+        ("sort_head", Free(1e-4 * US, 1e-7 * US, 1e-2 * US)),
+    )
+    limited = {"query_tile": 16, "scheduled_sequences": _FA4_SEQUENCES, "max_splits": _FA4_SPLITS}
+    yield _case(name, _BF16, _DECODE | _PACKED | limited, **wide, extra=(*planning, _BLOCK), without=("head",))
 
 
 def _flash_attention_2(measured_as: str) -> Iterator[Case]:
@@ -151,22 +167,39 @@ def _flash_infer() -> Iterator[Case]:
 
 
 def _triton() -> Iterator[Case]:
-    for limits in ({"head_dim": (193, 256), "window": "only"}, {"head_dim": (257, 512)}):
-        text = "windows" if "window" in limits else "wide heads"
-        for cache in (_BF16, _FP8):
-            name = f"Triton, {cache[0]} cache, {text}"
-            queries = {"measured_as": "triton", "activations": cache[0]}
-            yield _case(name, cache, _PREFILL | _SINGLE | limits, **queries)
-            yield _case(name, cache, _DECODE | _WHOLE | {"query_tile": 16} | limits, measured_as="triton")
+    outside = (("outside_window", Free(0.3, 1e-3, 1.0)),)
+    shapes: tuple[tuple[str, dict[str, Any], tuple[Any, ...]], ...] = (
+        ("windows", {"head_dim": (193, 256), "window": "only"}, outside),
+        ("wide heads", {"head_dim": (257, 512), "query_tile": 32}, ()),
+    )
+    for cache in (_BF16, _FP8):
+        name = f"Triton, {cache[0]} cache"
+        for text, limits, extra in shapes:
+            for bits, queries in ((0, "bf16"),) if cache is _BF16 else ((16, "bf16"), (8, "fp8")):
+                own = limits | {"query_bits": bits, "measured_as": "triton", "activations": queries, "extra": extra}
+                yield _case(f"{name}, {text}" + f", {bits}-bit queries" * (bits > 0), cache, _PREFILL | _SINGLE | own)
+        tiles = {"query_tile": 16, "key_tile": 32, "head_dim": (193, 512), "measured_as": "triton", "extra": (_BLOCK,)}
+        # Heads of their own are multiplied outside the tensor cores.
+        yield _case(f"{name}, single heads", cache, _DECODE | _SINGLE | tiles | {"heads_per_kv_head": (1, 1)})
+        yield _case(f"{name}, grouped heads", cache, _DECODE | _WHOLE | tiles | {"heads_per_kv_head": (2, 1024)})
 
 
 def _trtllm() -> Iterator[Case]:
+    """XQA splits keys by their number alone; it has other kernels for an fp8 cache on Hopper, but for narrow heads."""
+    planned = (_BLOCK, ("parts_per_multiprocessor", Free(8.0, 1.0, 32.0)), ("whole_waves", Free(0.5, 1e-3, 1.0)))
+    xqa = _DECODE | _WHOLE | {"part_keys": 128, "heads_per_kv_head": (2, 32), "extra": planned}
+    few, many = {"heads_per_kv_head": (2, 8)}, {"heads_per_kv_head": (9, 32)}
     for cache in (_BF16, _FP8):
-        yield _case(f"Fused attention, {cache[0]} cache", cache, _PREFILL | _SINGLE, activations=cache[0])
-        grouped = _PACKED | {"heads_per_kv_head": (2, 32), "query_tile": 64 if cache is _BF16 else 16}
-        yield _case(f"XQA, {cache[0]} cache", cache, _DECODE | grouped)
+        yield _case(f"Fused attention, {cache[0]} cache", cache, _PREFILL | _SINGLE)
+        name = f"XQA, {cache[0]} cache"
+        if cache is _BF16:
+            yield _case(name, cache, xqa)
+        else:
+            yield _case(f"{name}, narrow heads", cache, xqa | {"head_dim": (1, 64), "query_tile": 16})
+            yield _case(name, cache, xqa | few | {"head_dim": (65, 1024), "query_tile": 16})
+            yield _case(f"{name}, more heads", cache, xqa | many | {"head_dim": (65, 1024), "query_tile": 16})
         name = f"Masked multi-head attention, {cache[0]} cache"
-        single = _DECODE | _SINGLE_SPLIT | {"query_tile": 16}
+        single = _DECODE | _SINGLE_SPLIT | {"query_tile": 16, "extra": (_BLOCK, _SPLIT_FILL)}
         yield _case(f"{name}, single heads", cache, single | {"heads_per_kv_head": (1, 1)})
         yield _case(f"{name}, wide groups", cache, single | {"heads_per_kv_head": (33, 1024)})
 
@@ -175,16 +208,31 @@ def _latent(device: str, framework: str) -> Iterator[Case]:
     """Latent attention, measured on the H200 only; vLLM's without CUDA graphs."""
     if device != "h200-sxm":
         return
-    floor = (("floor", Free(130 * US, 80 * US, 300 * US)),) if framework == "vllm" else ()
-    # A launch hidden behind the host's time cannot be fitted.
-    fixed: dict[str, Any] = {"without": ("sort", "launch", "launch_per_element"), "launch": 10 * US} if floor else {}
+    if framework == "vllm":
+        yield from _latent_of_vllm()
+        return
     absorbs = framework == "sglang"
     for cache in (_BF16, _FP8):
         name = f"Latent attention of {framework}, {cache[0]} cache"
         prefill = _PREFILL | (_WHOLE if absorbs else _SINGLE) | {"query_tile": 128, "latent": True, "absorbs": absorbs}
-        yield _case(name, cache, prefill | fixed, extra=floor)
+        yield _case(name, cache, prefill)
         tiles = {"key_tile": 128 if framework == "trtllm" else 64, "latent": True}
-        yield _case(name, cache, _DECODE | _PACKED | tiles | fixed, extra=floor)
+        yield _case(name, cache, _DECODE | _PACKED | tiles)
+
+
+def _latent_of_vllm() -> Iterator[Case]:
+    """Measured without CUDA graphs; a launch that hides behind the host's time cannot be fitted."""
+    floor = ("floor", Free(130 * US, 80 * US, 300 * US))
+    token = ("token", Free(1e-3 * US, 1e-6 * US, US))
+    fixed: dict[str, Any] = {"without": ("sort", "launch", "launch_per_element"), "launch": 10 * US, "latent": True}
+    for cache in (_BF16, _FP8):
+        name, limit = f"Latent attention of vllm, {cache[0]} cache", _SHORT_PROMPTS[cache[0]]
+        prefill = _PREFILL | fixed | {"query_tile": 128, "extra": (floor, token)}
+        short = _WHOLE | {"absorbs": True, "queries": (1, limit)}
+        yield _case(f"{name}, short prompts", cache, prefill | short)
+        yield _case(name, cache, prefill | _SINGLE | {"queries": (limit + 1, _ANY_QUERIES)})
+        tiles = {"query_tile": 64 if cache is _BF16 else 128, "extra": (floor, _BLOCK, _SPLIT_FILL)}
+        yield _case(name, cache, _DECODE | _PACKED | fixed | tiles)
 
 
 def data_file(folder: Path, framework: str, case: Case) -> Path:

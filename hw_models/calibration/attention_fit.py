@@ -52,9 +52,10 @@ class Gpu(NamedTuple):
 
 def kernel_price(kernel: AttentionKernel, gpu: Gpu) -> Callable[[Mapping[str, float], OperatorTable], Floats]:
     """Times of rows when all run on `kernel` with some values replaced, repeated on the same data."""
+    from moesim.hw_models import attention_columns
     from moesim.hw_models import attention_kernel as compiled
 
-    columns_of = attrgetter(*compiled.Columns._fields)
+    columns_of = attrgetter(*attention_columns.Columns._fields)
     element_bytes = np.array([dtype.bytes for dtype in DTYPES.values()])
     covers = np.ones((len(DTYPES), 1), np.bool_)
 
@@ -62,7 +63,7 @@ def kernel_price(kernel: AttentionKernel, gpu: Gpu) -> Callable[[Mapping[str, fl
         changed = kernel.model_copy(update=dict(values))
         row = kernel_row(changed, gpu.bf16_flops_per_s, gpu.dram_bytes_per_s, repeated=True)
         time_s = np.zeros(len(table))
-        columns: Any = compiled.Columns(*columns_of(table))
+        columns: Any = attention_columns.Columns(*columns_of(table))
         compiled.price_rows(
             columns,
             np.arange(len(table)),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
-from moesim.hw_models.attention_config import AttentionKernel
+from moesim.hw_models.attention_config import MIXED, AttentionKernel
 from moesim.hw_models.calibration.attention_cases import Case, cases, data_file
 from moesim.hw_models.calibration.attention_fit import Gpu, kernel_price
 from moesim.hw_models.calibration.attention_publish import valid_of
@@ -22,6 +22,10 @@ from moesim.workloads.operator_table import OperatorTable
 LEAST_UNLIKE = 0.05
 """A row is left out of a residual if repeating it on the same data changes its price by more: what is off there is off
 of caches that a model never finds warm."""
+
+
+_KEPT = (*MIXED, "mixed_fit", "source")
+"""Of a kernel that is fitted anew: what rows of one phase do not tell."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ class AttentionPlan:
 
     def with_values(self, values: Mapping[str, float]) -> GpuConfig:
         """The device with some values of the kernel, in the kernel's place or after those that were fitted before."""
-        kernel = self.kernel.model_copy(update={**values, "fit": self.name})
         held = self.config.attention.kernels
         index = next((i for i, other in enumerate(held) if other.fit == self.name), None)
+        kept = {} if index is None else {name: getattr(held[index], name) for name in _KEPT}
+        kernel = self.kernel.model_copy(update={**kept, **values, "fit": self.name})
         if index is None:
             index = 1 + max((i for i, other in enumerate(held) if other.fit), default=-1)
             held = (*held[:index], kernel, *held[index:])

@@ -9,10 +9,16 @@ from moesim.hw_models.attention_config import AttentionKernel
 from moesim.hw_models.parameters import quantity_text
 from moesim.workloads.operator_table import OperatorTable
 
-_SECONDS = ("floor", "launch", "launch_per_element", "sequence", "sort", "head", "tile", "tile_per_element", "block")
-_UNITS = dict.fromkeys((*_SECONDS, "merge"), "s") | {"kept": "B", "kept_bandwidth": "B/s"}
-_FOR = ("cache", "latent", "head_dim", "heads_per_kv_head", "window")
-_LAYOUT = ("query_tile", "key_tile", "packs_heads", "splits_keys", "takes_decodes", "absorbs", "scheduled_sequences")
+_SECONDS = (
+    *("floor", "launch", "launch_per_element", "sequence", "token", "sort", "sort_head", "head"),
+    *("tile", "tile_per_element", "block", "merge", "decode_block"),
+)
+_UNITS = dict.fromkeys(_SECONDS, "s") | {"kept": "B", "shared": "B", "kept_bandwidth": "B/s"}
+_FOR = ("cache", "latent", "head_dim", "heads_per_kv_head", "window", "query_bits", "queries")
+_LAYOUT = (
+    *("query_tile", "key_tile", "packs_heads", "splits_keys", "takes_decodes", "absorbs"),
+    *("max_splits", "part_keys", "scheduled_sequences"),
+)
 _DIGITS = 4
 
 
@@ -20,12 +26,13 @@ def kernel_lines(kernel: AttentionKernel) -> Iterator[str]:
     """The kernel as a YAML list item in flow style; values that are the defaults are left out."""
     defaults = {name: field.default for name, field in AttentionKernel.model_fields.items()}
     given = {name: value for name, value in kernel if value != defaults[name]}
-    head = {name: given.pop(name) for name in ("name", "phase", "source", "fit") if name in given}
+    head = {name: given.pop(name) for name in ("name", "phase", "source", "fit", "mixed_fit") if name in given}
     yield f"- name: {_quoted(head['name'])}"
     yield f"  phase: {head['phase']}"
     yield f"  source: {_quoted(head['source'])}"
-    if "fit" in head:
-        yield f"  fit: {head['fit']}"
+    for name in ("fit", "mixed_fit"):
+        if name in head:
+            yield f"  {name}: {head[name]}"
     for names in (_FOR, _LAYOUT, tuple(given)):
         for name in names:
             if name in given:

@@ -78,7 +78,11 @@ def latent_heads(heads: ArrayLike, *, absorbed: bool) -> Heads:
 
 
 def attention_rows(
-    cache: ArrayLike, heads: Heads, prefill: Sequences | None, decode: Sequences | None
+    cache: ArrayLike,
+    heads: Heads,
+    prefill: Sequences | None,
+    decode: Sequences | None,
+    queries: ArrayLike = "bf16",
 ) -> OperatorTable:
     """An operator table of attention rows as lowering a step makes them; one of both parts may be missing.
 
@@ -87,6 +91,7 @@ def attention_rows(
         heads: of both parts.
         prefill: chunks of prefill.
         decode: decode sequences.
+        queries: names of formats of queries, [row] or for all.
     """
     names = np.asarray(cache)
     rows, kv_bytes = len(heads.count), np.array([DTYPES[name].bytes for name in names])
@@ -116,6 +121,7 @@ def attention_rows(
         "window": np.where(np.isfinite(window), window, 0),
         "prefill_pair_flops": heads.pair_flops,
         "decode_pair_flops": heads.decode_pair_flops,
+        "query_dtype": [DTYPE_CODES[name] for name in np.broadcast_to(np.asarray(queries), rows)],
     }
     return _table(rows, columns)
 
@@ -191,9 +197,10 @@ def _measured(
     context = rows.step.to_numpy(np.float64)
     sequences = Sequences(count, tokens, context, np.where(window > 0, window, np.inf))
     cache = rows.kv_cache_dtype.map(_CACHES).to_numpy()
-    table = attention_rows(cache, heads, None if decodes else sequences, sequences if decodes else None)
     # `mla_dtype` is bf16 throughout.
     activations = rows.attn_dtype.map(_CACHES).to_numpy() if "attn_dtype" in rows else np.full(len(rows), "bf16")
+    prefill, decode = (None, sequences) if decodes else (sequences, None)
+    table = attention_rows(cache, heads, prefill, decode, activations)
     known: dict[str, NDArray[Any]] = {name: column.to_numpy() for name, column in labels.items()}
     group = group_numbers(list(known.values()))
     known |= {"kernel": rows.kernel_source.to_numpy().astype(str), "cache": cache.astype(str)}

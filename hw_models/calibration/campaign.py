@@ -13,6 +13,7 @@ from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Settings
 from moesim.hw_models.calibration.llmservingsim import read_elementwise
 from moesim.hw_models.calibration.measured import Measured
+from moesim.hw_models.calibration.mixed_plan import mixed_plans, read_mixed_steps
 from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, product_plan, with_gates
 from moesim.hw_models.calibration.publish import published, with_scalar
 from moesim.hw_models.calibration.residual_fit import LearnedResidual, learn_residual
@@ -26,7 +27,8 @@ ATTENTION = ("attention", "mla")
 ELEMENTWISE = "elementwise"
 OPERATORS = (*PRODUCTS, *ATTENTION)
 """Parts of a GPU that aiconfigurator measured."""
-FITTED = (*OPERATORS, ELEMENTWISE)
+MIXED = "mixed_attention"
+FITTED = (*OPERATORS, ELEMENTWISE, MIXED)
 """Parts of a GPU that can be fitted; those of links are `links.OPERATORS`."""
 _LAUNCH_BOUND = {("vllm", "fp8_block")}
 """Single products that were timed launch by launch, without a CUDA graph, so that small ones show the host; another
@@ -63,8 +65,8 @@ def campaign(
 
     Args:
         device: name of a shipped device, or path of its YAML; its file must have one GPU, called `gpu`.
-        data: folder of aiconfigurator's layout, with a folder per GPU; for elementwise layers, one that has profiles of
-            LLMServingSim at any depth.
+        data: folder of aiconfigurator's layout, with a folder per GPU; for elementwise layers and mixed steps of
+            attention, one that has profiles of LLMServingSim at any depth.
         framework: vllm, sglang or trtllm. The kernels of the device's default framework are its own parameters, those
             of another go to `kernels.<framework>`.
         operators: which of `FITTED`.
@@ -108,6 +110,15 @@ def _planned(data: Path, device: str, framework: str, operators: Sequence[str]) 
     if ELEMENTWISE in operators:
         layers = read_elementwise(data, device)
         yield lambda config: [elementwise_plan(config, layers)]
+    if MIXED in operators:
+        yield partial(_mixed_plans, device=device, measured=read_mixed_steps(data, device))
+
+
+def _mixed_plans(config: GpuConfig, device: str, measured: Measured[OperatorTable]) -> list[AttentionPlan]:
+    found: list[AttentionPlan] = [*mixed_plans(config, measured)]
+    if not found:
+        raise ConfigError(device, "must have a fitted prefill kernel that takes decodes without packing heads")
+    return found
 
 
 def _published(folder: Path, device: str, framework: str, operators: Sequence[str]) -> Iterator[Planned]:

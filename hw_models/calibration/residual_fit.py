@@ -17,6 +17,7 @@ from moesim.hw_models.calibration.splits import folds
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.residual import Trees
 
+Rows = NDArray[np.bool_]
 _TREES, _LEAVES, _RATE = 60, 31, 0.2
 _LEAST_SHARE = 0.004
 """Of the rows in a leaf, at least."""
@@ -58,12 +59,13 @@ def learn_residual(
     measured, unseen_s = plan.measured, np.empty(len(plan.measured))
     splits = folds(measured.group, len(result.fold_values), settings.seed)
     for (kept, left_out), values in zip(splits, result.fold_values, strict=True):
-        features, physics_s, usable, anchors = _inputs(plan, plan.with_values(values))
+        features, physics_s, usable, corrected, anchors = _inputs(plan, plan.with_values(values))
         used = kept[usable[kept]]
         learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors)
-        unseen_s[left_out] = physics_s[left_out] * np.exp(learner.predict(features[left_out]))
+        log_factor = np.where(corrected[left_out], learner.predict(features[left_out]), 0.0)
+        unseen_s[left_out] = physics_s[left_out] * np.exp(log_factor)
     unseen = error_buckets(unseen_s, measured.time_s)
-    features, physics_s, usable, anchors = _inputs(plan, processor.config)
+    features, physics_s, usable, _, anchors = _inputs(plan, processor.config)
     learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors)
     low, high = np.percentile(learner.predict(features[usable]), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
     fingerprint = processor.fingerprint(plan.residual_name)
@@ -71,13 +73,14 @@ def learn_residual(
     return LearnedResidual(plan.residual_name, trees, unseen, unseen_s)
 
 
-def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
-    """Features, times by physics, which rows to learn from, and features of anchors."""
+def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floats, Rows, Rows, Floats]:
+    """Features, times by physics, which rows to learn from, which rows to correct, and features of anchors."""
     physics = config.model_copy(update={"residual": None})
     processor, table = GPU(plan.as_measured(physics)), plan.measured.table
     features = processor.residual_features(table)
     anchors = features[:0] if plan.anchors is None else processor.residual_features(plan.anchors)
-    return features, processor.price(table).time_s, plan.representative(physics), anchors
+    corrected = processor.corrected_rows(table)
+    return features, processor.price(table).time_s, plan.representative(physics) & corrected, corrected, anchors
 
 
 def _learn(features: Floats, ratio: Floats, anchors: Floats) -> Any:

@@ -23,7 +23,7 @@ _TYPES: dict[str, Any] = {
     "k": np.int64,
     "groups": np.int64,
     "decode_m": np.int64,
-} | dict.fromkeys(("operator", "form", "weight_dtype", "up_matrices"), np.int8)
+} | dict.fromkeys(("operator", "form", "weight_dtype", "up_matrices", "query_dtype"), np.int8)
 
 
 def operator_table(

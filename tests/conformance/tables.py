@@ -36,6 +36,7 @@ _DTYPES = {
     "longest_decode": np.int64,
     "window": np.int64,
     "up_matrices": np.int8,
+    "query_dtype": np.int8,
 }
 
 

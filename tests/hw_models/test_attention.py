@@ -1,16 +1,17 @@
 """Prices of attention: limits, sums over sequences, causality, and what measured kernels are known to do."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moesim.hw_models import attention_kernel
-from moesim.hw_models.attention_config import AttentionKernels
+from moesim.hw_models.attention_config import AttentionKernel, AttentionKernels
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU
 from moesim.hw_models.processor import BOUNDS
-from moesim.workloads.operator_table import OperatorTable
+from moesim.workloads.operator_table import DTYPE_CODES, OperatorTable
 from tests.conformance.processor_suite import added
 from tests.conformance.tables import attention_table, row_of
 
@@ -108,3 +109,77 @@ def test_every_phase_needs_a_kernel() -> None:
     only = [kernel for kernel in gpu.config.attention.kernels if kernel.phase == "decode"]
     with pytest.raises(ValueError, match="must hold one for prefill"):
         AttentionKernels.model_validate({"kernels": only})
+
+
+def with_kernels(*changes: dict[str, Any], repeated: bool = False) -> GPU:
+    """An H200 with a plain prefill kernel and a plain decode kernel, and copies of both with changes before them."""
+    processor = load_device("h200-sxm").processor
+    assert isinstance(processor, GPU)
+    tile = {"query_tile": 64, "key_tile": 64, "launch": 1e-6, "tile": 1e-6, "sustained": 0.5, "dram_sustained": 0.9}
+    given = {"name": "plain", "source": "test", "cache": ("bf16",), "packs_heads": False, "splits_keys": False} | tile
+    plain = [AttentionKernel.model_validate(given | {"phase": phase}) for phase in ("prefill", "decode")]
+    changed = [AttentionKernel.model_validate(given | {"phase": "prefill"} | change) for change in changes]
+    section = AttentionKernels(kernels=(*changed, *plain), repeated=repeated)
+    return GPU(processor.config.model_copy(update={"residual": None, "attention": section}))
+
+
+def test_kernels_are_chosen_by_queries_per_sequence() -> None:
+    short = with_kernels({"queries": (1, 128), "launch": 5e-6})
+    longer_s = [
+        seconds(short, attention_table(2, n, 0)) - seconds(with_kernels(), attention_table(2, n, 0)) for n in (128, 129)
+    ]
+    assert longer_s == pytest.approx([4e-6, 0.0], abs=1e-12)
+
+
+def test_kernels_are_chosen_by_bits_of_queries() -> None:
+    narrow, table = with_kernels({"query_bits": 8, "launch": 5e-6}), attention_table(2, 100, 0)
+    in_fp8 = replace(table, query_dtype=np.full(1, DTYPE_CODES["fp8"], np.int8))
+    assert seconds(narrow, in_fp8) - seconds(narrow, table) == pytest.approx(4e-6)
+
+
+def test_blocks_outside_a_window_take_a_share_of_the_time() -> None:
+    windowed, whole = attention_table(1, 8192, 0, window=1024), attention_table(1, 8192, 0)
+    prices = [seconds(with_kernels({"outside_window": share}), windowed) for share in (0.0, 0.4, 1.0)]
+    assert prices[1] == pytest.approx(0.6 * prices[0] + 0.4 * prices[2], rel=1e-3)
+    assert prices[2] == pytest.approx(seconds(with_kernels(), whole), rel=0.01)
+    short = attention_table(1, 512, 0, window=1024)
+    assert seconds(with_kernels({"outside_window": 1.0}), short) == seconds(with_kernels(), short)
+
+
+def test_splits_are_limited_per_tile() -> None:
+    table = attention_table(1, 1, 1_000_000, heads=4, kv_heads=4)
+    splits = {"phase": "decode", "splits_keys": True, "block": 5e-6}
+    free, eight = (seconds(with_kernels(splits | {"max_splits": most}), table) for most in (0, 8))
+    assert eight / free == pytest.approx(132 / 1.1 / (4 * 8), rel=0.05)
+
+
+def test_keys_are_cut_by_their_number_while_there_is_room() -> None:
+    cut = {"phase": "decode", "part_keys": 128, "parts_per_multiprocessor": 8.0, "tile": 20e-6, "merge": 0.0}
+    tables = [attention_table(132 * 2, 1, n - 1, heads=1, kv_heads=1, head_dim=64) for n in (128, 256, 512, 4096)]
+    prices = [seconds(with_kernels(cut), table) for table in tables]
+    plain = [seconds(with_kernels({"phase": "decode", "tile": 20e-6}), table) for table in tables]
+    assert np.subtract(prices, plain) == pytest.approx(np.array([0, 2, 6, 6]) * 20e-6, rel=0.03, abs=1e-9)
+
+
+def test_decodes_in_a_prefill_kernel_read_keys_again_for_heads_that_share_them() -> None:
+    mixed = {"takes_decodes": True, "sustained": 1.0, "tile": 0.0, "shared": 60e6}
+    chunk = attention_table(1, 16, 0, heads=32, kv_heads=8)
+
+    def price(sequences: int, context: int, **change: Any) -> float:
+        table = added(chunk, attention_table(sequences, 1, context, heads=32, kv_heads=8))
+        return seconds(with_kernels(mixed | change), table)
+
+    assert price(256, 100) == price(256, 100, shared=None)  # the keys of a KV head stay in L2
+    assert price(8, 100_000) == price(8, 100_000, shared=None)  # heads run together
+    key_bytes = 256 * 20_001 * 2 * 8 * 128 * 2
+    assert price(256, 20_000) == pytest.approx(4 * key_bytes / (0.9 * 4.8e12), rel=0.02)
+    assert price(256, 20_000) > 1.5 * price(256, 20_000, shared=None)
+
+
+def test_no_residual_corrects_the_hosts_time() -> None:
+    table = attention_table([1, 64], 1, 2000)
+    slow_host = {"phase": "decode", "floor": 50e-6}
+    assert with_kernels(slow_host).corrected_rows(table).all()
+    repeated = with_kernels(slow_host, repeated=True)
+    assert repeated.price(table).time_s[0] == 50e-6
+    assert repeated.corrected_rows(table).tolist() == [False, True]

@@ -236,9 +236,9 @@ def calibrate(
         str,
         typer.Option(
             metavar="LIST",
-            help="Of the GPU: gemm (single products), moe (expert FFNs), attention, mla (latent heads), elementwise"
-            " (from LLMServingSim's profiles). Of its links in a node: nccl, custom_all_reduce, deepep. With both, the"
-            " system goes to FILE-system.yaml.",
+            help="Of the GPU: gemm (single products), moe (expert FFNs), attention, mla (latent heads); from"
+            " LLMServingSim's profiles: elementwise, mixed_attention. Of its links in a node: nccl, custom_all_reduce,"
+            " deepep. With both, the system goes to FILE-system.yaml.",
         ),
     ] = "gemm,moe",
     rows: Annotated[int, typer.Option(min=100, help="Most measurements that one fit looks at.")] = 2500,

@@ -1,5 +1,6 @@
 """Attention kernels with known values make measurements; fits and residuals find them again, where they should."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from moesim.hw_models.calibration.attention_plan import (
 )
 from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
+from moesim.hw_models.calibration.mixed_plan import MixedPlan, mixed_plans, read_mixed_steps
 from moesim.hw_models.calibration.publish import published
 from moesim.hw_models.calibration.residual_fit import learn_residual
 from moesim.hw_models.device import load_device
@@ -179,3 +181,61 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
         next(attention_sets(tmp_path, "a100-sxm", "vllm", latent=True))
     with pytest.raises(DataError, match=r"must hold one attention/vllm/\*/context_attention_perf.parquet, got 0"):
         next(attention_sets(tmp_path, "a100-sxm", "vllm", latent=False))
+
+
+def rtx() -> GpuConfig:
+    processor = load_device("rtx-pro-6000").processor
+    assert isinstance(processor, GPU)
+    return processor.config.model_copy(update={"residual": None})
+
+
+def mixed_steps() -> OperatorTable:
+    grid = np.meshgrid([1, 2, 4], [16, 512], [1, 8, 64, 128], [100, 2000, 20_000], indexing="ij")
+    kv_heads, chunk, sequences, context = (part.ravel() for part in grid)
+    shape = {"heads": 4 * kv_heads, "kv_heads": kv_heads, "head_dim": 128}
+    return added(attention_table(1, chunk, 0, **shape), attention_table(sequences, 1, context, **shape))
+
+
+def mixed_plan(config: GpuConfig, truth: dict[str, float]) -> MixedPlan:
+    table = mixed_steps()
+    [plan] = mixed_plans(config, measured(np.ones(len(table)), table))
+    return replace(plan, measured=measured(plan.price(truth, table), table))
+
+
+def test_values_of_mixed_steps_are_found_and_stated() -> None:
+    truth = {"decode_block": 3e-7, "shared": 50e6, "together": 0.5}
+    plan = mixed_plan(rtx(), truth)
+    result = plan.run(QUICK)
+    assert result.unseen["all"].mean < 0.02
+    fitted = plan.fitted(result)
+    kernel = next(kernel for kernel in fitted.attention.kernels if kernel.mixed_fit == plan.name)
+    assert kernel.fit == "prefill_fa2_bf16"
+    assert (kernel.shared, kernel.together) == pytest.approx((50e6, 0.5), rel=0.15)
+    assert GPU(fitted).stated_errors(mixed_steps()) == pytest.approx(fitted.fits[plan.name].error)
+    assert GPU(fitted).fingerprint("attention.prefill_fa2_bf16") == GPU(rtx()).fingerprint("attention.prefill_fa2_bf16")
+
+
+def test_a_prefill_fit_leaves_mixed_steps_alone() -> None:
+    plan = mixed_plan(rtx(), {"decode_block": 3e-7, "shared": 50e6, "together": 0.5})
+    config = plan.with_values({"shared": 5e7})
+    config = config.model_copy(update={"fits": config.fits | {plan.name: next(iter(config.fits.values()))}})
+    case = next(case for case in cases("rtx-pro-6000", "vllm") if case.fit == "prefill_fa2_bf16")
+    [again] = attention_plans(config, case, known_plan().measured)
+    kernel = next(kernel for kernel in again.with_values({"launch": 1e-5}).attention.kernels if kernel.fit == case.fit)
+    assert (kernel.launch, kernel.shared, kernel.mixed_fit) == (1e-5, 5e7, plan.name)
+
+
+def test_mixed_steps_are_read_from_every_shard(tmp_path: Path) -> None:
+    folder = tmp_path / "RTXPRO6000" / "Llama-3.1-8B" / "bf16"
+    for shards in (1, 2):
+        (folder / f"tp{shards}").mkdir(parents=True)
+        names = "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us"
+        rows = f"{names}\n0,0,1,16,8\n16,0,0,0,9\n16,0,4,100,10\n32,8,4,100,11"
+        (folder / f"tp{shards}" / "attention.csv").write_text(rows)
+    meta = "hardware: RTXPRO6000\ngpu: RTX\nmodel: meta-llama/Llama-3.1-8B\nvllm_version: 0.19.0\n"
+    (folder / "meta.yaml").write_text(meta)
+    found = read_mixed_steps(tmp_path, "rtx-pro-6000")
+    assert found.labels["tokens"].tolist() == [16, 32, 16, 32]
+    assert found.group.tolist() == [0, 0, 1, 1]
+    assert found.table.groups.tolist() == [32, 32, 16, 16]
+    assert mixed_plans(physics(), found) == []  # FlashAttention-3 packs heads
