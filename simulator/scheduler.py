@@ -71,8 +71,8 @@ class SchedulerSettings(Config):
     )
     tokenise_s: Seconds = Field(
         0.0,
-        description="host time per prompt token before that, one request after another: what a server does to turn text "
-        "into tokens; 0 where requests come as tokens",
+        description="host time per prompt token before that, one request after another, to turn text into tokens; 0 "
+        "where requests come as tokens",
     )
     eager_layer_s: Seconds = Field(
         0.0,

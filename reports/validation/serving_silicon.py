@@ -215,7 +215,7 @@ def _scenario(
     row: _Row, known: Mapping[str, Any], client: Mapping[str, Any], replay: Replay, tokens_per_step: float
 ) -> tuple[dict[str, Any], list[str]]:
     """The scenario and its edits."""
-    framework, slots = row.text["backend"], row.concurrency or 1
+    framework = row.text["backend"]
     server = _server(row, known)
     scenario: dict[str, Any] = {
         "model": known["models"][row.model]["name"],
