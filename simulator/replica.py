@@ -64,6 +64,7 @@ class Replica:
         pool = self.pipeline.pool
         self.ranks = [self._scheduler(pool) for _ in range(pool.parallelism.dp)]
         self._last_s = 0.0  # what the last step took
+        self._held_steps = 0  # steps since prompts could start
         self._free_s = [0.0] * pool.parallelism.pp  # when each stage has done all it was given
         self.env.process(self._serve())
 
@@ -121,8 +122,8 @@ class Replica:
         """What every rank runs next. A host that works ahead knows what has just happened in the step after only."""
         if not self.pipeline.pool.scheduler.async_host:
             self._catch_up()
-            return [rank.schedule() for rank in self.ranks]
-        parts = [rank.schedule() for rank in self.ranks]
+            return self._scheduled()
+        parts = self._scheduled()
         self._catch_up()
         if not any(len(part.request) for part in parts):
             parts = [rank.schedule() for rank in self.ranks]
@@ -133,6 +134,24 @@ class Replica:
         if queued:
             self.states.queued_s[queued] = np.fmin(self.states.queued_s[queued], self.env.now)
 
+    def _scheduled(self) -> list[Scheduled]:
+        admits = self._admits()
+        return [rank.schedule(admits=admits) for rank in self.ranks]
+
+    def _admits(self) -> bool:
+        """Whether prompts may start: if all ranks have one, if some rank has nothing to decode, or after some steps."""
+        limit = self._balance_steps
+        self._held_steps += 1
+        admits = self._held_steps >= limit or all(rank.could_start for rank in self.ranks)
+        if admits or not all(len(rank.running) for rank in self.ranks):
+            self._held_steps = 0
+            return True
+        return False
+
+    @property
+    def _balance_steps(self) -> int:
+        return self.pipeline.pool.scheduler.balance_steps if len(self.ranks) > 1 else 0
+
     def _repeat(self, parts: Sequence[Scheduled]) -> int:
         """Schedule the same step as often as nothing changes, up to `fast_forward`; returns how often."""
         if len(self._free_s) > 1:
@@ -140,8 +159,11 @@ class Replica:
         most = self.fast_forward
         if self._last_s > 0:  # steps that begin before the next request arrives, if they take as long as the last one
             most = int(min(most, max(1.0, np.ceil((self.next_arrival_s() - self.env.now) / self._last_s))))
+        if self._balance_steps:  # the next time that prompts may start without all ranks having one
+            most = max(1, min(most, self._balance_steps - self._held_steps))
         repeats = min(rank.repeats(part, most) for rank, part in zip(self.ranks, parts, strict=True))
         if repeats > 1:
+            self._held_steps += repeats - 1
             for rank, part in zip(self.ranks, parts, strict=True):
                 rank.repeat(part, repeats)
         return repeats

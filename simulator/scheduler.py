@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from moesim.configs.loader import Config
 from moesim.simulator.communication import AllReduce, Communication, ExpertExchange
@@ -32,6 +32,7 @@ from moesim.workloads.requests import Requests
 Indices = NDArray[np.int64]
 Framework = Literal["vllm", "sglang", "trtllm"]
 FRAMEWORKS: tuple[str, ...] = get_args(Framework)
+KernelSet = Framework | Literal["vllm_marlin"]
 TimedKind = Literal["attention", "experts", "dense", "communication", "other", "prompts"]
 """What a time scale applies to: kinds of operators, and all operators of steps with prompts."""
 
@@ -52,6 +53,11 @@ class SchedulerSettings(Config):
         "budget, while decodes pause (SGLang); uncut unless longer than that, beside decodes when there is room "
         "(TensorRT-LLM)",
     )
+    balance_steps: NonNegativeInt = Field(
+        0,
+        description="with attention data parallelism, prompts start when every rank has one that can, or else after so "
+        "many steps (TensorRT-LLM's attention_dp_config, timeout_iters); 0: at once",
+    )
     async_host: bool = Field(
         False,
         description="the host prepares the next step while the devices run this one; a request that arrives "
@@ -67,10 +73,15 @@ class SchedulerSettings(Config):
         0.0,
         description="from a request's arrival until it is queued: HTTP, tokenizer, other processes; calibrated, else 0",
     )
+    tokenise_s: Seconds = Field(
+        0.0,
+        description="host time per prompt token before that, one request after another, to turn text into tokens; 0 "
+        "where requests come as tokens",
+    )
     eager_layer_s: Seconds = Field(
         0.0,
         description="least time per layer of a step with prompts, the kernels of which are launched one by one instead "
-        "of as a CUDA graph; calibrated, else 0",
+        "of as a CUDA graph; 0: launches hide behind the devices",
     )
     time_scale: dict[TimedKind, PositiveFloat] = Field(
         default_factory=dict,
@@ -100,10 +111,10 @@ class SchedulerSettings(Config):
         "its kernels move all the same; fitted to kernels measured on one rank of several: 0.70 to 0.79 for Triton's, "
         "0.02 to 0.09 for CUTLASS's",
     )
-    kernels: Framework | None = Field(
+    kernels: KernelSet | None = Field(
         None,
         description="framework whose kernels the devices run, where the device has a set of them; by default those that"
-        " the device describes",
+        " the device describes; vllm_marlin: vLLM's, with MXFP4 experts through Marlin (VLLM_MXFP4_USE_MARLIN=1)",
     )
     source: str = Field("", description="where the settings come from")
 
@@ -260,30 +271,38 @@ class RankScheduler:
         self.leaving = self.leaving[:0]
         return queued
 
-    def schedule(self) -> Scheduled:
+    @property
+    def could_start(self) -> bool:
+        """Whether a request waits for which there is room in the batch."""
+        return bool(self.waiting) and self._holds(0) < self.settings.max_num_seqs
+
+    def schedule(self, *, admits: bool = True) -> Scheduled:
         """Pick the next step and reserve its cache; no sequences when there is nothing to do.
 
         Requests whose cache must be pulled first are appended to `new_pulls` when there is room for it.
+
+        Args:
+            admits: let requests start that wait.
         """
-        request, tokens = self._pick()
+        request, tokens = self._pick(admits=admits)
         context = self.states.computed[request]
         self.states.computed[request] += tokens
         self.states.in_flight[request] += 1
         return Scheduled(request, context, tokens)
 
-    def _pick(self) -> tuple[Indices, Indices]:
+    def _pick(self, *, admits: bool) -> tuple[Indices, Indices]:
         """(request, new_tokens) of the next step."""
         if self.settings.prefill == "alone":
-            request, tokens = self._prefill_alone()
+            request, tokens = self._prefill_alone(admits=admits)
             if len(request):
                 return request, tokens
         tokens, is_tight = self._schedule_running()
-        if not is_tight and self.waiting:
+        if admits and not is_tight and self.waiting:
             tokens = np.concatenate([tokens, self._admit(int(tokens.sum()))])
         runs = tokens > 0
         return self.running[runs], tokens[runs]
 
-    def _prefill_alone(self) -> tuple[Indices, Indices]:
+    def _prefill_alone(self, *, admits: bool) -> tuple[Indices, Indices]:
         """A step of prompts only, begun ones first; empty if no prompt can go on or start, so that decodes run."""
         need = self._uncomputed(self.running)
         tokens = _share_budget(np.where(need > 1, need, 0), self.settings.token_budget)
@@ -291,7 +310,7 @@ class RankScheduler:
         if growth.sum() > self.free_bytes:
             return self.running[:0], tokens[:0]
         self._reserve(self.running, tokens, growth)
-        if self.waiting:
+        if admits and self.waiting:
             tokens = np.concatenate([tokens, self._admit(int(tokens.sum()))])
         runs = tokens > 0
         return self.running[runs], tokens[runs]

@@ -93,6 +93,7 @@ class ServingLoop:
         self.policy = POLICIES[self.load_balancing]
         self.next_request = self.finished = 0
         self._on_their_way: deque[float] = deque()  # when those that have arrived will be queued
+        self._tokenised_s = 0.0  # when all that have arrived are tokens
         concurrency = self.requests.concurrency
         self.env.process(self._open_loop() if concurrency is None else self._closed_loop(concurrency))
         self.env.run()
@@ -129,13 +130,22 @@ class ServingLoop:
         last = min(self.next_request + count, len(self.requests))
         for request in range(self.next_request, last):
             self.record.arrival_s[request] = now_s
-            delay_s = self.pipelines[0].pool.scheduler.request_host_s
-            if delay_s > 0:
-                self._on_their_way.append(now_s + delay_s)
-                self.env.process(self._queue_later(request, delay_s))
+            self._tokenised_s, queued_s = self._times(request, now_s)
+            if queued_s > now_s:
+                self._on_their_way.append(queued_s)
+                self.env.process(self._queue_later(request, queued_s - now_s))
             else:
                 self._queue(request)
         self.next_request = last
+
+    def _times(self, request: int, now_s: float) -> tuple[float, float]:
+        """When a request that arrives now will be tokens, behind those that came before it, and when it is queued."""
+        settings = self.pipelines[0].pool.scheduler
+        tokenised_s = now_s
+        if settings.tokenise_s > 0:
+            own_s = settings.tokenise_s * float(self.requests.prompt_tokens[request])
+            tokenised_s = max(now_s, self._tokenised_s) + own_s
+        return tokenised_s, tokenised_s + settings.request_host_s
 
     def _queue_later(self, request: int, delay_s: float) -> Generator[simpy.Event, None, None]:
         """Requests pass through other processes before the engine sees them."""
@@ -154,7 +164,7 @@ class ServingLoop:
             return self._on_their_way[0]
         if self.requests.concurrency is not None or self.next_request == len(self.requests):
             return np.inf
-        return float(self.requests.arrival_s[self.next_request]) + self.pipelines[0].pool.scheduler.request_host_s
+        return self._times(self.next_request, float(self.requests.arrival_s[self.next_request]))[1]
 
     def _deal(self, request: int, group: Group) -> Rank:
         """Send a request to one of the ranks of `group`."""

@@ -33,6 +33,7 @@ class ProfileRecorder:
         self._tasks = np.flatnonzero(first & (graph.stream >= 0) & (kinds[graph.kind] >= 0))
         self._kind = kinds[graph.kind[self._tasks]]
         self.layers = len(stage.layers)
+        self.request_host_s = stage.settings.request_host_s
         self.steps: list[tuple[float, ...]] = []
 
     def note_step(self, _number: int, _replica: int, passage: Passage) -> None:
@@ -61,6 +62,7 @@ class Profile:
         sequences: float64[row], of the rank that has most.
         prompts: float64[row], 1 where the step has prompts.
         layers: of the model.
+        between_s: float64[2], what mean TTFT and TPOT hold beside steps: requests on their way to an idle engine.
     """
 
     weights: Floats
@@ -68,6 +70,7 @@ class Profile:
     sequences: Floats
     prompts: Floats
     layers: int
+    between_s: Floats
 
     @classmethod
     def of(cls, recorder: ProfileRecorder, record: ServingRecord, request_weights: Floats, later: Floats) -> Self:
@@ -81,7 +84,10 @@ class Profile:
         """
         columns = np.array(recorder.steps)
         repeats, sequences, prompts, seconds = columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3:]
-        weights = np.stack(_step_weights(record, request_weights, later), axis=1) * repeats[:, None]
+        each = np.stack(_step_weights(record, request_weights, later), axis=1)
+        between_s = _means_s(record, request_weights, later) - each.T @ record.steps["duration_s"]
+        between_s[0] -= recorder.request_host_s  # `mean_s` adds what is asked for
+        weights = each * repeats[:, None]
         decodes = prompts == 0
         rows = [(weights[~decodes], seconds[~decodes], sequences[~decodes], prompts[~decodes])]
         for op in range(2):  # the steps that only decode, as one row of the mean for each op
@@ -92,13 +98,13 @@ class Profile:
             one[0, op] = total
             rows.append((one, (mean @ seconds[decodes])[None], np.array([mean @ sequences[decodes]]), np.zeros(1)))
         joined = [np.concatenate([row[column] for row in rows]) for column in range(4)]
-        return cls(joined[0], joined[1], joined[2], joined[3], recorder.layers)
+        return cls(joined[0], joined[1], joined[2], joined[3], recorder.layers, between_s)
 
     def mean_s(self, settings: SchedulerSettings) -> Floats:
         """float64[2]: mean TTFT and TPOT under the host times and time scales of `settings`."""
         scale = np.array([settings.time_scale.get(kind, 1.0) for kind in KINDS])  # type: ignore[call-overload]
         prompts_scale = settings.time_scale.get("prompts", 1.0)
-        means = self._mean_s(settings.host, scale, prompts_scale)
+        means = self._mean_s(settings.host, scale, prompts_scale) + self.between_s
         means[0] += settings.request_host_s
         return means
 
@@ -113,6 +119,14 @@ class Profile:
         duration_s: Floats = blocking_s + np.maximum(devices_s, beside_s)
         means: Floats = duration_s @ self.weights
         return means
+
+
+def _means_s(record: ServingRecord, shares: Floats, later: Floats) -> Floats:
+    """float64[2]: mean TTFT and TPOT of a run."""
+    decode_s = record.last_token_s - record.first_token_s
+    per_token_s = np.divide(decode_s, later, out=np.zeros(len(shares)), where=later > 0)
+    tpot_s = shares @ per_token_s / shares[later > 0].sum()
+    return np.array([shares @ (record.first_token_s - record.arrival_s), tpot_s])
 
 
 def _step_weights(record: ServingRecord, shares: Floats, later: Floats) -> tuple[Floats, Floats]:

@@ -17,7 +17,7 @@ from moesim.simulator.metrics import request_latencies
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 from moesim.simulator.simulate import build_pipelines, serve
 
-_PROFILE = ("weights", "seconds", "sequences", "prompts")
+_PROFILE = ("weights", "seconds", "sequences", "prompts", "between_s")
 
 
 @dataclass(frozen=True)
@@ -113,5 +113,6 @@ def _load(path: Path) -> Outcome:
         }
         if "layers" not in held:
             return Outcome(predicted_s)
-        weights, seconds, sequences, prompts = (held[name].astype(np.float64) for name in _PROFILE)
-        return Outcome(predicted_s, profile=Profile(weights, seconds, sequences, prompts, int(held["layers"])))
+        weights, seconds, sequences, prompts, between_s = (held[name].astype(np.float64) for name in _PROFILE)
+        profile = Profile(weights, seconds, sequences, prompts, int(held["layers"]), between_s)
+        return Outcome(predicted_s, profile=profile)

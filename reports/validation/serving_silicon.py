@@ -20,6 +20,8 @@ _NUMBERS = ("isl", "osl", "silicon_ttft_ms", "silicon_tpot_ms")
 _TEXTS = ("id", "backend", "model_path", "system", "mode")
 _FP8 = {"fp8", "fp8_block"}
 _DENSE = ("Llama", "Qwen3-32B")
+_SCHEDULER = ("memory_utilization", "kernels", "balance_steps")
+"""Settings of the scheduler that a server's rule may state as they are."""
 AGGREGATED_MOE, AGGREGATED_DENSE = "aggregated, MoE", "aggregated, dense"
 DISAGGREGATED = "prefill and decode apart"
 
@@ -69,6 +71,18 @@ class _Row:
         value = self.number("silicon_concurrency", 0.0)
         return int(value) or None
 
+    @cached_property
+    def day(self) -> str:
+        """When it was measured, `2026-01-28`; empty if that is not stated."""
+        return self.text.get("measured", "")[:10]
+
+    def matches(self, rule: Mapping[str, Any]) -> bool:
+        """Whether a rule of `configs/validation/serving.yaml` is about this row; what it leaves out does not matter."""
+        is_row = {"framework": self.text["backend"], "model": self.model, "gpu": self.gpu}
+        if any(rule.get(name, value) != value for name, value in is_row.items()):
+            return False
+        return str(rule.get("since", "")) <= self.day and (not self.day or self.day <= str(rule.get("until", "9")))
+
     def cut(self, prefix: str = "") -> dict[str, int]:
         """Degrees of parallelism, with the multiplied ones undone."""
         size = {
@@ -114,13 +128,14 @@ def _deployment(row: _Row, known: Mapping[str, Any], replay: Replay) -> Deployme
     if min(value["mean"] for value in measured.values()) <= 0:
         raise DataError(row.place, "silicon_ttft_ms and silicon_tpot_ms must be > 0")
     isl, osl = int(row.number("isl")), int(row.number("osl"))
-    cut = row.cut() if mode == "agg" else {}
+    cut = _cut(row, known) if mode == "agg" else {}
     # Twins of a deployment differ in how its experts are said to be cut, so that is left out of the group.
     where = f"{cut['tp'] * cut['dp']} GPUs" if mode == "agg" else row.text["id"]
-    family = _family(row, speculative=_is_speculative(row))
+    speculation = _speculation(row, known)
+    family = _family(row, speculative=bool(speculation))
     unanswered = _unanswered(row, known)
     client = known["clients"]["fixed" if row.model in known["other_client"] else "inferencemax"]
-    tokens_per_step = known["speculative"]["tokens_per_step"] if _is_speculative(row) else 1.0
+    tokens_per_step = _tokens_per_step(row, speculation)
     scenario, edits = (None, ()) if unanswered else _scenario(row, known, client, replay, tokens_per_step)
     return Deployment(
         id=row.text["id"],
@@ -146,9 +161,27 @@ def _section(row: _Row) -> str:
     return AGGREGATED_DENSE if row.model.startswith(_DENSE) else AGGREGATED_MOE
 
 
-def _is_speculative(row: _Row) -> bool:
-    """TensorRT-LLM's DeepSeek-R1 with expert parallelism is the recipe with multi-token prediction."""
-    return row.model == "DeepSeek-R1" and row.text["backend"] == "trtllm" and row.cut()["ep"] > 1
+def _speculation(row: _Row, known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rule of speculative decoding of the server; empty if it has none. Only recipes with it state their ep."""
+    matching = (rule for rule in known["speculative"] if row.matches(rule) and row.cut()["ep"] > 1)
+    return next(matching, {})
+
+
+def _drafts(row: _Row, speculation: Mapping[str, Any]) -> int:
+    """Tokens that are guessed for each step of a sequence."""
+    if not speculation:
+        return 0
+    return int(speculation["drafts_with_dp" if row.cut()["dp"] > 1 else "drafts"])
+
+
+def _tokens_per_step(row: _Row, speculation: Mapping[str, Any]) -> float:
+    return float(speculation["tokens_per_step"][_drafts(row, speculation)]) if speculation else 1.0
+
+
+def _cut(row: _Row, known: Mapping[str, Any]) -> dict[str, int]:
+    """Degrees of parallelism; experts on all GPUs where the recipe does so and the row need not say so."""
+    cut = row.cut()
+    return cut | {"ep": cut["tp"] * cut["dp"]} if _server(row, known).get("experts") == "all_gpus" else cut
 
 
 def _family(row: _Row, *, speculative: bool) -> str:
@@ -168,10 +201,9 @@ def _unanswered(row: _Row, known: Mapping[str, Any]) -> str | None:
 
 
 def _broken(row: _Row, known: Mapping[str, Any], osl: int) -> str | None:
-    is_row = {"framework": row.text["backend"], "model": row.model, "gpu": row.gpu}
-    is_row |= {"concurrency": row.concurrency, "osl": osl}  # type: ignore[dict-item]
+    load = {"concurrency": row.concurrency, "osl": osl}
     for rule in known["broken"]:
-        if all(is_row[key] == value for key, value in rule.items() if key != "reason"):
+        if row.matches(rule) and all(rule.get(name, value) == value for name, value in load.items()):
             return str(rule["reason"])
     return None
 
@@ -183,7 +215,7 @@ def _scenario(
     row: _Row, known: Mapping[str, Any], client: Mapping[str, Any], replay: Replay, tokens_per_step: float
 ) -> tuple[dict[str, Any], list[str]]:
     """The scenario and its edits."""
-    framework, slots = row.text["backend"], row.concurrency or 1
+    framework = row.text["backend"]
     server = _server(row, known)
     scenario: dict[str, Any] = {
         "model": known["models"][row.model]["name"],
@@ -192,28 +224,35 @@ def _scenario(
         "fast_forward": replay.fast_forward,
     }
     edits = [f"model.dtypes.{part}={dtype}" for part, dtype in _dtypes(row, server).items()]
-    budget = int(server["token_budget"])
-    if server.get("fits_prompts"):
-        budget = max(budget, slots + int(row.number("isl")) + 64)
-    edits.append(f"scheduler.token_budget={budget}")
+    edits.append(f"scheduler.token_budget={_token_budget(row, known, server)}")
     if server.get("max_num_seqs") == "concurrency":
-        edits.append(f"scheduler.max_num_seqs={slots}")
-    if "memory_utilization" in server:
-        edits.append(f"scheduler.memory_utilization={server['memory_utilization']}")
+        edits.append(f"scheduler.max_num_seqs={_sequences(row)}")
+    edits += [f"scheduler.{name}={server[name]}" for name in _SCHEDULER if name in server]
+    edits += [f"scheduler.{name}={value}" for name, value in known["server_host"].items() if name != "source"]
     if row.text["mode"] == "agg":
-        cut = row.cut()
+        cut = _cut(row, known)
         return scenario | {"system": _system(row, cut["tp"] * cut["dp"]), "parallelism": cut}, edits
     return scenario | _pools(row), edits
 
 
 def _server(row: _Row, known: Mapping[str, Any]) -> Mapping[str, Any]:
-    is_row = {"framework": row.text["backend"], "model": row.model}
-    matching: list[Mapping[str, Any]] = [
-        server
-        for server in known["servers"]
-        if all(server[key] == value for key, value in is_row.items() if key in server)
-    ]
-    return matching[0]
+    servers: list[Mapping[str, Any]] = known["servers"]
+    return next(server for server in servers if row.matches(server))
+
+
+def _sequences(row: _Row) -> int:
+    """Requests in flight of one attention rank."""
+    ranks = row.cut()["dp"] if row.text["mode"] == "agg" else 1
+    return max(1, (row.concurrency or 1) // ranks)
+
+
+def _token_budget(row: _Row, known: Mapping[str, Any], server: Mapping[str, Any]) -> int:
+    """Most tokens of a step; with `fits_prompts` room for one prompt beside all sequences of a rank, in units of 64."""
+    least = int(server["token_budget"])
+    if not server.get("fits_prompts"):
+        return least
+    decodes = _sequences(row) * (1 + _drafts(row, _speculation(row, known)))
+    return max(least, -(-(decodes + int(row.number("isl")) + 64) // 64) * 64)
 
 
 def _requests(row: _Row, client: Mapping[str, Any], replay: Replay, tokens_per_step: float) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_a_row_becomes_a_closed_loop_of_the_client(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "cut"),
     [
-        ("8,1,8,1", (8, 1, 1)),
+        ("8,1,8,1", (8, 1, 8)),  # the recipe spreads experts over all GPUs, which old rows do not state
         ("8,1,1,8", (8, 1, 8)),
         ("64,1,8,8", (8, 1, 8)),
         ("1,64,8,8", (1, 8, 8)),
@@ -88,6 +88,26 @@ def test_multiplied_sizes_are_undone(tmp_path, sizes, cut):
     (deployment,) = read_silicon(silicon(tmp_path, f"a,trtllm,1,{GPT},{sizes},63.8,4.8,4"))
     degrees = given(deployment.scenario)["parallelism"]
     assert (degrees["tp"], degrees["dp"], degrees["ep"]) == cut
+
+
+def test_token_budgets_and_sequences_are_those_of_the_recipe(tmp_path):
+    """One prompt beside the sequences of a rank with their drafts, in units of 64; later runs take 8192 at least."""
+    header = f"{HEADER},measured"
+    r1 = "deepseek-ai/DeepSeek-R1,h200_sxm,fp8,agg,1024,1024,fp8_block"
+    lines = [
+        header,
+        f"a,trtllm,1,{r1},8,1,8,1,300,14,16,2025-11-02",
+        f"b,trtllm,1,{r1},8,1,1,8,300,14,16,2026-01-14",
+        f"c,trtllm,1,{r1},1,8,1,8,300,14,128,2026-01-14",
+        f"d,trtllm,1,{r1},8,1,1,8,300,14,64,2026-01-28",
+    ]
+    path = tmp_path / "silicon_points.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = read_silicon(path)
+    schedulers = [load_scenario(given(one.scenario), one.assignments)[0].scheduler for one in found]
+    assert [one.token_budget for one in schedulers] == [1152, 1152, 1152, 8192]
+    assert [one.max_num_seqs for one in schedulers] == [16, 16, 16, 64]
+    assert [one.tokens_per_step > 1 for one in found] == [False, True, True, False]
 
 
 def test_twins_and_loads_of_a_deployment_share_a_group(tmp_path):

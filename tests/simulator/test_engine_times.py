@@ -93,3 +93,38 @@ def test_every_request_is_served_with_late_ones_on_their_way(tiny):
     assert not np.isnan(exact.tables["requests"]["last_token_s"]).any()
     quick = simulate(tiny(scheduler=settings, concurrency=4, fast_forward=8))
     assert quick.summary["tpot_mean_s"] == pytest.approx(exact.summary["tpot_mean_s"], rel=0.02)
+
+
+def test_prompts_become_tokens_one_after_another(tiny):
+    requests = listed([0.0, 0.0, 0.0, 9.0])
+    plain, late = (
+        simulate(tiny(scheduler=scheduler(tokenise_s=s), requests=requests)).tables["requests"] for s in (0, 0.01)
+    )
+    waited = late["ttft_s"] - plain["ttft_s"]
+    assert waited[[0, 3]] == pytest.approx(100 * 0.01, rel=0.01)  # 100 tokens each; the last finds nobody before it
+    assert waited[1:3] == pytest.approx([2.0, 3.0], rel=0.01)
+
+
+def test_prompts_wait_until_all_attention_ranks_have_one(tiny):
+    settings = scheduler(max_num_seqs=2, balance_steps=7)
+    requests = {
+        "kind": "listed",
+        "arrival_s": [0.0] * 4 + [1e-6],
+        "prompt_tokens": [10] * 5,
+        "output_tokens": [20, 40, 40, 40, 5],
+    }
+    two_ranks = {"parallelism": {"tp": 1, "dp": 2, "ep": 2}}
+    tables = simulate(tiny(2, **two_ranks, scheduler=settings, requests=requests)).tables
+    free = simulate(tiny(2, **two_ranks, scheduler=settings | {"balance_steps": 0}, requests=requests)).tables
+    starts = [np.flatnonzero(t["steps"]["prefill_tokens"] > 0) for t in (free, tables)]
+    assert len(starts[0]) == len(starts[1]) == 2
+    assert 0 < starts[1][1] - starts[0][1] < 7
+
+
+@pytest.mark.parametrize("fast_forward", [1, 16])
+def test_no_request_waits_for_ever_for_a_balance(tiny, fast_forward):
+    settings = scheduler(max_num_seqs=2, balance_steps=5, async_host=True)
+    scenario = tiny(
+        2, parallelism={"tp": 1, "dp": 2, "ep": 2}, scheduler=settings, concurrency=4, fast_forward=fast_forward
+    )
+    assert not np.isnan(simulate(scenario).tables["requests"]["last_token_s"]).any()
