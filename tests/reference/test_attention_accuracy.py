@@ -82,7 +82,7 @@ def test_residuals_reach_their_target(reference_data: Path, device: str, framewo
         measured = rows_of(reference_data, device, framework, case)
         errors = errors_of(processor, measured)
         # Latent kernels of vLLM were timed with the host, which varies by 15 %; Triton's single heads on two shapes.
-        if not (case.kernel.latent and framework == "vllm") and len(np.unique(measured.group)) > 2:  # noqa: PLR2004
+        if not (case.kernel.latent and framework == "vllm") and len(np.unique(measured.group)) > 2:
             largest = max(largest, model.error)
         stated.append(np.full(len(measured), model.error))
         found.append(errors)
