@@ -27,6 +27,8 @@ _READERS = {"gemm": read_products, "moe": read_experts}
 _ATTENTION = {"attention": read_attention, "mla": read_latent_attention}
 _PHASES = {"context": "prefill", "generation": "decode"}
 _PROFILE_OPS = {"gemm": "gemm", "elementwise": "elementwise", "experts": "moe"}
+_FITTED_TOGETHER = ("elementwise", "mixed_attention")
+"""Kinds in profiles to which one fit is made over all models."""
 _LEVELS = 4
 """Folders from a GPU's down to a table."""
 
@@ -134,9 +136,12 @@ def read_sets(found: GpuData, operators: Sequence[str]) -> Iterator[MeasuredSet]
             elif op == "comm":
                 yield from _collectives(folder)
     of_profiles = [one for profile in found.profiles for one in _profile(profile, operators)]
-    layers = sum(len(one.measured) for one in of_profiles if one.op == "elementwise")
     for one in of_profiles:
-        yield replace(one, published=layers) if one.op == "elementwise" else one  # models are fitted together
+        if one.op in _FITTED_TOGETHER:
+            together = sum(len(other.measured) for other in of_profiles if other.op == one.op)
+            yield replace(one, published=together)
+        else:
+            yield one
 
 
 def _attention(folder: Path, op: str) -> Iterator[MeasuredSet]:

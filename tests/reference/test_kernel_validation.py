@@ -42,12 +42,11 @@ def test_what_was_fitted_is_priced_far_better_than_by_a_roofline(reference_data:
 
 def test_layers_of_another_laboratory(reference_data: Path) -> None:
     rows = group_rows(kernels(found(reference_data, "rtx-pro-6000", profiles=True), OPERATORS))
-    assert {row["shapes"] for row in rows} == {OTHER}
-    limits = {"gemm": 0.2, "moe": 0.16, "mixed_attention": 0.17}
+    limits = {"gemm": 0.2, "moe": 0.16, "mixed_attention": 0.14, "elementwise": 0.25}
     for row in rows:
-        if row["op"] in limits:
-            assert row["mean_abs_error"] < limits[row["op"]], row
-    assert {row["op"] for row in rows} == {*limits, "elementwise"}
+        assert row["shapes"] == (OTHER if row["op"] in {"gemm", "moe"} else SEEN)
+        assert row["mean_abs_error"] < limits[row["op"]], row
+    assert {row["op"] for row in rows} == set(limits)
 
 
 def test_refits_repeat_what_calibrations_state(reference_data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,7 +193,7 @@ def rtx() -> GpuConfig:
 def mixed_steps() -> OperatorTable:
     grid = np.meshgrid([1, 2, 4], [16, 512], [1, 8, 64, 128], [100, 2000, 20_000], indexing="ij")
     kv_heads, chunk, sequences, context = (part.ravel() for part in grid)
-    shape = {"heads": 4 * kv_heads, "kv_heads": kv_heads, "head_dim": 128}
+    shape: dict[str, Any] = {"heads": 4 * kv_heads, "kv_heads": kv_heads, "head_dim": 128}
     return added(attention_table(1, chunk, 0, **shape), attention_table(sequences, 1, context, **shape))
 
 
