@@ -42,10 +42,13 @@ class AttentionPlan:
     kernel: AttentionKernel
     space: Mapping[str, Free]
 
-    @property
-    def anchors(self) -> OperatorTable | None:
+    def anchors(self, config: GpuConfig) -> OperatorTable | None:  # noqa: ARG002
         """Work where residuals must leave physics alone (see `plans.Plan`): none."""
         return None
+
+    def hidden(self, config: GpuConfig) -> NDArray[np.bool_]:  # noqa: ARG002
+        """bool[row]: rows whose price no residual changes (see `plans.Plan`): none."""
+        return np.zeros(len(self.measured), np.bool_)
 
     @property
     def residual_name(self) -> str:
