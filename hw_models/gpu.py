@@ -9,7 +9,14 @@ from pydantic import Field, model_validator
 
 from moesim.configs.loader import Config
 from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table, pricing_values
-from moesim.hw_models.gpu_products import Format, GroupedGemm, ProductKernels, TensorFormat, format_rows
+from moesim.hw_models.gpu_products import (
+    Format,
+    GroupedGemm,
+    ProductKernels,
+    TensorFormat,
+    format_rows,
+    launch_rows,
+)
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
 from moesim.hw_models.residual import FOLDER, Trees, fingerprint, joined, load_residual
@@ -84,6 +91,11 @@ class GpuConfig(Fitted, ProductKernels):
         " kernels; none: physics alone. They apply to the very parameters that they were learned beside, and inside the"
         " calibrated range.",
     )
+    repeated: bool = Field(
+        default=False,
+        description="Price single products as in the benchmark that they were fitted to, with what `benchmark` says of"
+        " the host and of the L2 cache. A simulation adds the host itself, and other layers' data come between.",
+    )
     default_kernels: str = Field(default="", description="Framework whose kernels the above describes, if measured.")
     active_power: Parameter[Watts] = Field(
         description="Power of clocks, caches and schedulers while anything runs, on top of idle power, W."
@@ -126,6 +138,7 @@ class GPU:
         self._columns_of = operator.attrgetter(*gpu_kernel.Columns._fields)
         self._parameters = _parameter_vector(config, gpu_kernel)
         self._formats, self._tiles = format_rows(config, gpu_kernel)
+        self._launches = launch_rows(config)
         self._valid = _valid_ranges(config)
         self._price_attention: Any = attention_kernel.price_rows
         self._features = attention_kernel.RESIDUAL_FEATURES
@@ -157,6 +170,7 @@ class GPU:
             self._parameters,
             self._formats,
             self._tiles,
+            self._launches,
             self._valid,
             self._residuals,
             attention,
@@ -216,7 +230,8 @@ class GPU:
             return features
         features = np.zeros((len(operators), gpu_kernel.FEATURES))
         columns = self._columns(*self._columns_of(operators))
-        gpu_kernel.feature_rows(columns, self.price(operators).time_s, self.config.multiprocessors.value, features)
+        physics_s, multiprocessors = self.price(operators).time_s, self.config.multiprocessors.value
+        gpu_kernel.feature_rows(columns, physics_s, self._formats, multiprocessors, features)
         return features
 
     def corrected_rows(self, operators: OperatorTable) -> NDArray[np.bool_]:
@@ -241,9 +256,14 @@ class GPU:
             rates = [self.config.formats["bf16"].peak.value, self.config.dram_bandwidth.value]
             kernel = self.config.attention.kernels[index]
             return fingerprint(np.concatenate([multiprocessors, rates]), *pricing_values(kernel))
+        from moesim.hw_models import gpu_kernel
+
         row = self._formats[plane, index]
-        tiles = self._tiles[int(row[-2]) : int(row[-1])].ravel()
-        return fingerprint(np.concatenate([multiprocessors, row[:-2], tiles]))
+        tiles = self._tiles[int(row[gpu_kernel.FIRST_TILE]) : int(row[gpu_kernel.END_TILE])]
+        single = plane == PLANES.index("gemm")
+        own = row[list(gpu_kernel.SINGLE_COLUMNS)] if single else row[:0]
+        used = tiles if single else tiles[:, : gpu_kernel.LONE]
+        return fingerprint(np.concatenate([multiprocessors, row[: gpu_kernel.MODEL_COLUMNS], own, used.ravel()]))
 
     def _place(self, model: str) -> tuple[int, int]:
         """Plane and column of a model by name."""

@@ -53,23 +53,45 @@ COMPUTE, MEMORY, LATENCY = range(3)
     MAX_SPLIT,
     FIRST_TILE,
     END_TILE,
+    SPLIT_FROM,
+    LONE_SLOWDOWN,
+    S_PER_QUANTISED_BLOCK,
+    POWER_SLOWDOWN,
+    BOOST_S,
+    HAS_VECTORS,
+    FIRST_LAUNCH,
+    END_LAUNCH,
+    COPIES,
+    KEPT_BYTES,
+    S_PER_KEPT_BYTE,
     FORMAT_COLUMNS,
-) = range(21)
+) = range(32)
+MODEL_COLUMNS = FIRST_TILE
+"""Columns before this one decide the prices of all products in a model."""
+SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
+"""Columns that decide prices of single products in a model besides; those from FIRST_LAUNCH on are of benchmarks."""
 
 # The plane of residuals that holds those of attention.
 ATTENTION_PLANE = 3
 
 # Features of a product that residuals look at.
-FEATURES = 8
+FEATURES = 14
 _ALIGNED_ROWS, _COMMON_TILE = 16, 128
+_TILE_ROWS, _TILE_COLUMNS = (64, 64, 128, 256, 128), (64, 128, 256, 128, 192)  # of which residuals see the last wave
+_KEPT_FEATURE, _WAVE_FEATURE = 8, 9
 
 # Columns of the table of tiles.
-TOKENS, TILE_M, TILE_N, TOGETHER, TILE_COLUMNS = range(5)
+TOKENS, TILE_M, TILE_N, TOGETHER, LONE, TILE_COLUMNS = range(6)
+
+# Columns of the table of launches by the host of a benchmark: most m, n and k, what m is a multiple of, and the time.
+LAUNCH_M, LAUNCH_N, LAUNCH_K, LAUNCH_MULTIPLE, LAUNCH_S, LAUNCH_COLUMNS = range(6)
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _SPLIT_WAVES = 4  # work in more waves than this is never split along k
 _MIN_K = 64.0  # elements of k that a main loop takes at a time
 _PARTIAL_BYTES = 8.0  # a partial sum in fp32, written and read
+_GROUP, _BLOCK_GROUPS = 128, 16  # elements with a scale of their own, and most such groups in a thread block
+_FULL_SHARE = 1.1  # of the L2 that keeps all of some weights, those of which it keeps none
 
 
 class Columns(NamedTuple):
@@ -116,6 +138,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
     parameters: Floats,
     formats: Floats,
     tiles: Ints,
+    launches: Floats,
     valid: Floats,
     residuals: Residuals,
     attention: Attention,
@@ -133,6 +156,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         parameters: float64[PARAMETERS].
         formats: float64[3, weight dtype, FORMAT_COLUMNS], of single products, gated and ungated expert FFNs.
         tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
+        launches: float64[launch, LAUNCH_COLUMNS], of the host in benchmarks, in runs that formats point to.
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
             products; m, flops, bytes of attention and elementwise rows.
         residuals: learned corrections, for products and attention inside `valid`.
@@ -175,9 +199,13 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         if kind in (GEMM, GROUPED_GEMM):
             extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
             if residuals.models[plane, dtype, 1] > 0.0 and not extrapolated[row]:
-                _write_features(columns, row, grouped, time_s[row], parameters[MULTIPROCESSORS], features)
-                floor_s = max(flops * fmt[S_PER_PEAK_FLOP], weight_bytes * parameters[S_PER_PEAK_DRAM_BYTE])
+                kept = _kept_share(weight_bytes, fmt) if kind == GEMM else 0.0
+                _write_features(columns, row, grouped, time_s[row], kept, parameters[MULTIPROCESSORS], features)
+                read_bytes = (1.0 - kept) * weight_bytes
+                floor_s = max(flops * fmt[S_PER_PEAK_FLOP], read_bytes * parameters[S_PER_PEAK_DRAM_BYTE])
                 time_s[row] = _corrected_s(time_s[row], floor_s, features, residuals, residuals.models[plane, dtype])
+            if kind == GEMM:
+                time_s[row] = max(time_s[row], _launch_s(m, n, k, fmt, launches))
         else:
             extrapolated[row] = extrapolated[row] or _is_outside(m, flops, nbytes, valid[kind, dtype])
             learned = kind == ATTENTION and len(attention.features) > 0 and attention.kernel[attending] >= 0
@@ -191,28 +219,37 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
 
 
 @njit(cache=True)
-def feature_rows(columns: Columns, physics_s: Floats, multiprocessors: float, features: Floats) -> None:
+def feature_rows(
+    columns: Columns, physics_s: Floats, formats: Floats, multiprocessors: float, features: Floats
+) -> None:
     """Write what residuals look at: features[row], beside prices from physics alone."""
     grouped = -1
     for row in range(columns.m.size):
         grouped += columns.form[row] == GROUPED_GEMM
-        _write_features(columns, row, grouped, physics_s[row], multiprocessors, features[row])
+        fmt = formats[0, columns.weight_dtype[row]]
+        kept = _kept_share(columns.weight_bytes_read[row], fmt) if columns.form[row] == GEMM else 0.0
+        _write_features(columns, row, grouped, physics_s[row], kept, multiprocessors, features[row])
 
 
 @njit(cache=True)
 def _write_features(
-    columns: Columns, row: int, grouped: int, physics_s: float, multiprocessors: float, features: Floats
+    columns: Columns, row: int, grouped: int, physics_s: float, kept: float, multiprocessors: float, features: Floats
 ) -> None:
-    """Logarithms of sizes and of the price; alignment and last wave of products; skew and shared traffic of experts."""
+    """Logarithms of sizes, rates and of the price; alignment and waves of products; skew and traffic of experts."""
     m, n, k = columns.m[row], columns.n[row], columns.k[row]
     features[3] = np.log2(physics_s)
+    features[_KEPT_FEATURE:] = 0.0
     if columns.form[row] == GEMM:
         features[0], features[1], features[2] = np.log2(float(m)), np.log2(float(n)), np.log2(float(k))
         features[4] = 1.0 if m % _ALIGNED_ROWS == 0 else 0.0
-        row_tiles, column_tiles = np.ceil(m / _COMMON_TILE), np.ceil(n / _COMMON_TILE)
-        waves = row_tiles * column_tiles * columns.groups[row] / multiprocessors
+        waves = np.ceil(m / _COMMON_TILE) * np.ceil(n / _COMMON_TILE) * columns.groups[row] / multiprocessors
         features[5] = waves - np.floor(waves)
-        features[6] = features[7] = 0.0
+        features[6] = np.log2(max(1.0, columns.flops[row]) / physics_s)
+        features[7] = np.log2(max(1.0, columns.weight_bytes_read[row]) / physics_s)
+        features[_KEPT_FEATURE] = kept
+        for tile in range(len(_TILE_ROWS)):
+            count = np.ceil(m / _TILE_ROWS[tile]) * np.ceil(n / _TILE_COLUMNS[tile]) * columns.groups[row]
+            features[_WAVE_FEATURE + tile] = np.ceil(count / multiprocessors) / (count / multiprocessors)
         return
     touched, largest = 0, 0
     for tokens in columns.expert_tokens[grouped]:
@@ -296,6 +333,40 @@ def _waves(tiles: float, multiprocessors: float, fmt: Floats) -> float:
 
 
 @njit(cache=True)
+def _launch_s(m: int, n: int, k: int, fmt: Floats, launches: Floats) -> float:
+    """Time of the host per launch in a benchmark without a CUDA graph, of the first kernel that fits; else 0."""
+    for row in range(int(fmt[FIRST_LAUNCH]), int(fmt[END_LAUNCH])):
+        launch = launches[row]
+        small = m <= launch[LAUNCH_M] and n <= launch[LAUNCH_N] and k <= launch[LAUNCH_K]
+        if small and m % launch[LAUNCH_MULTIPLE] == 0.0:
+            seconds: float = launch[LAUNCH_S]
+            return seconds
+    return 0.0
+
+
+@njit(cache=True)
+def _kept_share(weight_bytes: float, fmt: Floats) -> float:
+    """Share of weights that L2 keeps while a benchmark multiplies by some copies of them in turn; 0 in a model."""
+    if fmt[COPIES] <= 0.0 or fmt[KEPT_BYTES] <= 0.0:
+        return 0.0
+    over = fmt[COPIES] * weight_bytes / fmt[KEPT_BYTES] - 1.0
+    share: float = min(1.0, max(0.0, 1.0 - over / (_FULL_SHARE - 1.0)))
+    return share
+
+
+@njit(cache=True)
+def _quantise_s(m: int, k: int, groups: int, fmt: Floats) -> float:
+    """Turning inputs into another format: elements, rows, and thread blocks of as many groups as divide all of them."""
+    seconds: float = m * groups * (k * fmt[S_PER_QUANTISED_ELEMENT] + fmt[S_PER_QUANTISED_ROW])
+    if fmt[S_PER_QUANTISED_BLOCK] > 0.0:
+        scaled, together = m * groups * ((k + _GROUP - 1) // _GROUP), _BLOCK_GROUPS
+        while scaled % together:
+            together //= 2
+        seconds += scaled // together * fmt[S_PER_QUANTISED_BLOCK]
+    return seconds
+
+
+@njit(cache=True)
 def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
     m: int,
     n: int,
@@ -313,7 +384,13 @@ def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
     ones; a product is never faster than one with fewer tokens on the tiles before.
     """
     best_s, compute_s, memory_s = 0.0, 0.0, 0.0
+    kept = _kept_share(weight_bytes, fmt)
+    weights_s = weight_bytes * ((1.0 - kept) * fmt[S_PER_WEIGHT_BYTE] + kept * fmt[S_PER_KEPT_BYTE])
     first, fewer = int(fmt[FIRST_TILE]), 0
+    if m == 1 and fmt[HAS_VECTORS]:
+        # Threads share out k, so no tile goes through all of it.
+        memory_s = weights_s + max(0.0, moved_bytes - fmt[CACHED_BYTES]) * fmt[S_PER_MOVED_BYTE]
+        best_s, fewer = memory_s + fmt[TILE_LATENCY_S], m
     while first < fmt[END_TILE] and fewer < m:
         limit = tiles[first, TOKENS]
         end = first + 1
@@ -321,12 +398,12 @@ def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
             end += 1
         tokens = min(m, limit)
         moved = max(0.0, moved_bytes * (tokens / m) - fmt[CACHED_BYTES])
-        bytes_s = weight_bytes * fmt[S_PER_WEIGHT_BYTE] + moved * fmt[S_PER_MOVED_BYTE]
+        bytes_s = weights_s + moved * fmt[S_PER_MOVED_BYTE]
         total_s, product_s = _split_product(tokens, n, k, groups, bytes_s, multiprocessors, fmt, tiles[first:end])
         if total_s > best_s:
             best_s, compute_s, memory_s = total_s, product_s, bytes_s
         first, fewer = end, limit
-    quantise_s = m * groups * (k * fmt[S_PER_QUANTISED_ELEMENT] + fmt[S_PER_QUANTISED_ROW])
+    quantise_s = _quantise_s(m, k, groups, fmt)
     _, bound = _bounded(fmt[LATENCY_S], compute_s, memory_s + quantise_s)
     return fmt[LATENCY_S] + quantise_s + best_s, bound
 
@@ -338,13 +415,14 @@ def _split_product(
     """Time, and compute time, of the best of all tiles and splits of k: waves of tiles beside DRAM.
 
     A split of k writes and reads partial sums and costs one more pass. Of the shorter of computing and moving, a share
-    is not hidden behind the longer.
+    is not hidden behind the longer. Libraries know nothing of the slowdown of some tiles in a single wave. Tensor cores
+    that are busy for long meet the power limit, which lowers the clock.
     """
     best_s, best_compute_s = np.inf, 0.0
     for split in _SPLITS:
-        if split > 1 and (split > fmt[MAX_SPLIT] or k <= _MIN_K):
+        if split > 1 and (split > fmt[MAX_SPLIT] or k <= _MIN_K or k < fmt[SPLIT_FROM]):
             break
-        compute_s = np.inf
+        compute_s, slowdown = np.inf, 1.0
         for tile in range(tiles.shape[0]):
             together = tiles[tile, TOGETHER]
             row_tiles = (m + tiles[tile, TILE_M] - 1) // tiles[tile, TILE_M]
@@ -353,9 +431,13 @@ def _split_product(
             if split > 1 and count > _SPLIT_WAVES * multiprocessors:
                 continue
             tile_s = _k_step_s(tiles[tile], m, multiprocessors, fmt) * max(_MIN_K, k / split) + fmt[TILE_LATENCY_S]
-            compute_s = min(compute_s, _waves(count, multiprocessors, fmt) * tile_s)
+            tiles_s = _waves(count, multiprocessors, fmt) * tile_s
+            if tiles_s < compute_s:
+                compute_s = tiles_s
+                slowdown = fmt[LONE_SLOWDOWN] if tiles[tile, LONE] and count <= multiprocessors else 1.0
         if compute_s == np.inf:
             break
+        compute_s *= slowdown * (1.0 + (fmt[POWER_SLOWDOWN] - 1.0) * compute_s / (compute_s + fmt[BOOST_S]))
         memory_s = bytes_s + (_PARTIAL_BYTES * m * n * groups * split * fmt[S_PER_MOVED_BYTE] if split > 1 else 0.0)
         total_s = max(compute_s, memory_s) + fmt[EXPOSED] * min(compute_s, memory_s)
         total_s += fmt[SPLIT_LATENCY_S] if split > 1 else 0.0

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from moesim.configs.loader import Config
-from moesim.hw_models.parameters import Count, Fraction, Parameter
+from moesim.hw_models.parameters import Count, Fraction, Parameter, Slowdown
 from moesim.units import Bytes, BytesPerS, FlopsPerS, JoulesPerFlop, Seconds
 from moesim.workloads.matrices import DTypeName
 from moesim.workloads.operator_table import DTYPES
@@ -34,6 +34,7 @@ are turned into it on the way (as Marlin kernels do). `fp8_block` is fp8 with a 
 
 _OPERAND_BYTES: dict[Format, float] = {"tf32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "fp4": 0.5}
 _ANY_TOKENS = 2**62
+_LEAST_BOOST_S = 1e-12  # where no time is stated
 _MAX_SPLIT = 16
 
 
@@ -46,6 +47,7 @@ class Tile(Config):
     rows: Literal[8, 16, 32, 64, 128, 256] = Field(description="Tokens of the tile.")
     columns: Count = Field(description="Outputs of the tile.")
     together: Count = Field(default=1, description="Tiles along the tokens that run as one cluster, filled or not.")
+    lone: bool = Field(default=False, description="Whether it is slow in a single wave (see `lone_slowdown`).")
 
 
 _BEST_ROWS: tuple[Literal[16, 32, 64, 128, 256], ...] = (16, 32, 64, 64, 64, 128, 128, 128, 256, 256)
@@ -53,6 +55,27 @@ _BEST_COLUMNS = (64, 64, 64, 128, 256, 64, 128, 256, 64, 128)
 BEST_TILES = tuple(Tile(rows=rows, columns=columns) for rows, columns in zip(_BEST_ROWS, _BEST_COLUMNS, strict=True))
 """Tiles of libraries that choose by shape: those of cuBLAS and CUTLASS on tensor cores, from 16 rows (operands swapped,
 for few tokens) to 256."""
+
+
+class HostLaunch(Config):
+    """Products that a benchmark launched one by one, so that small ones show the host."""
+
+    tokens: Count | None = Field(default=None, description="Most tokens; any number if empty.")
+    outputs: Count | None = Field(default=None, description="Most outputs; any number if empty.")
+    inputs: Count | None = Field(default=None, description="Most inputs; any number if empty.")
+    multiple: Count = Field(default=1, description="What the tokens are a multiple of.")
+    time: Parameter[Seconds] = Field(description="Time between two launches, s.")
+
+
+class ProductBenchmark(Config):
+    """What the benchmark of a format added or spared; of use to compare with it, and left aside in simulations."""
+
+    launches: dict[str, HostLaunch] = Field(
+        default_factory=dict, description="By kernel, where there was no CUDA graph; the first that fits counts."
+    )
+    copies: Count = Field(default=1, description="Weights that it multiplied by in turn.")
+    kept: Parameter[Bytes] | None = Field(default=None, description="Weights that the L2 cache then keeps, bytes.")
+    kept_bandwidth: Parameter[BytesPerS] | None = Field(default=None, description="Rate of reading them there, B/s.")
 
 
 class ProductKernels(Config):
@@ -86,9 +109,24 @@ class ProductKernels(Config):
     cached_bytes: Parameter[Bytes] | None = Field(
         default=None, description="Activations that the L2 cache holds from one kernel to the next, bytes; 0 if empty."
     )
+    power_slowdown: Parameter[Slowdown] | None = Field(
+        default=None,
+        description="How many times as long computing takes at the clock that the power limit allows; 1 if empty.",
+    )
+    boost_time: Parameter[Seconds] | None = Field(
+        default=None, description="Time of computing after which half of that slowdown is felt, s; 0 if empty."
+    )
+    lone_slowdown: Parameter[Slowdown] | None = Field(
+        default=None, description="How many times as long `lone` tiles take in a single wave; 1 if empty."
+    )
     tiles: tuple[Tile, ...] = Field(
         default=(), description="Tiles by growing `tokens`; by default the best of all for a shape."
     )
+    vectors: bool | None = Field(
+        default=None, description="Whether products of one token have kernels of their own (GEMV), without tiles."
+    )
+    split_from: Count | None = Field(default=None, description="Least inputs of a product that is split along them.")
+    benchmark: ProductBenchmark | None = Field(default=None, description="How these kernels were measured.")
     splits: bool | None = Field(default=None, description="Whether kernels split products along k; by default they do.")
 
     @field_validator("tiles")
@@ -113,6 +151,10 @@ class TensorFormat(Config):
         default=None, description="Rate at which it reads and writes, B/s."
     )
     quantise_row: Parameter[Seconds] | None = Field(default=None, description="Its time per token, s.")
+    quantise_block: Parameter[Seconds] | None = Field(
+        default=None,
+        description="Its time per thread block, s; a block takes 16 groups of 128 elements, or as many as divide them.",
+    )
     kernels: ProductKernels = Field(default=ProductKernels(), description="What differs from products in bf16.")
 
 
@@ -214,7 +256,32 @@ def _limit(tile: Tile) -> int:
 
 
 def _tile_rows(tiles: Sequence[Tile]) -> list[tuple[int, ...]]:
-    return [(_limit(tile), tile.rows, tile.columns, tile.together) for tile in tiles]
+    return [(_limit(tile), tile.rows, tile.columns, tile.together, tile.lone) for tile in tiles]
+
+
+def launch_rows(config: "GpuConfig") -> NDArray[np.float64]:
+    """float64[launch, LAUNCH_COLUMNS]: those of all formats, one format after the other."""
+    rows = [
+        [_most(item.tokens), _most(item.outputs), _most(item.inputs), item.multiple, item.time.value]
+        for name in config.formats
+        for item in _launches(config, name)
+    ]
+    return np.array(rows, np.float64).reshape(len(rows), -1) if rows else np.zeros((0, 5))
+
+
+def _most(count: int | None) -> float:
+    return np.inf if count is None else float(count)
+
+
+def _launches(config: "GpuConfig", name: Format) -> tuple[HostLaunch, ...]:
+    """Of a format's benchmark; none where prices are those of a model."""
+    benchmark = benchmark_of(config, name)
+    return tuple(benchmark.launches.values()) if benchmark is not None and config.repeated else ()
+
+
+def benchmark_of(config: "GpuConfig", name: Format) -> ProductBenchmark | None:
+    """How the products of a format were measured."""
+    return config.benchmark if name == "bf16" else config.formats[name].kernels.benchmark
 
 
 def _number(parameter: Parameter[Any] | None, default: float = 0.0) -> float:
@@ -233,7 +300,13 @@ def _product_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any) -> dic
     splits = config.splits if own.splits is None else own.splits
     first, end = menu(own.tiles or config.tiles)
     quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
-    return {
+    return _benchmark_columns(config, used, kernel) | {
+        kernel.HAS_VECTORS: bool(config.vectors if own.vectors is None else own.vectors),
+        kernel.SPLIT_FROM: _first_of(own.split_from, config.split_from, 0),
+        kernel.LONE_SLOWDOWN: value("lone_slowdown") or 1.0,
+        kernel.POWER_SLOWDOWN: value("power_slowdown") or 1.0,
+        kernel.BOOST_S: max(value("boost_time"), _LEAST_BOOST_S),
+        kernel.S_PER_QUANTISED_BLOCK: _number(fmt.quantise_block),
         kernel.S_PER_FLOP: 1 / (fmt.peak.value * fmt.sustained.value),
         kernel.S_PER_PEAK_FLOP: 1 / fmt.peak.value,
         kernel.ACTIVATION_BYTES: _OPERAND_BYTES[used],
@@ -255,6 +328,29 @@ def _product_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any) -> dic
         kernel.FIRST_TILE: first,
         kernel.END_TILE: end,
     }
+
+
+def _first_of(*values: int | None) -> int:
+    return next(value for value in values if value is not None)
+
+
+def _benchmark_columns(config: "GpuConfig", used: Format, kernel: Any) -> dict[int, float]:
+    """What a benchmark added and spared; nothing where prices are those of a model."""
+    names = list(config.formats)
+    first = sum(len(_launches(config, name)) for name in names[: names.index(used)])
+    columns = {
+        kernel.FIRST_LAUNCH: first,
+        kernel.END_LAUNCH: first + len(_launches(config, used)),
+        kernel.COPIES: 0.0,
+        kernel.KEPT_BYTES: 0.0,
+        kernel.S_PER_KEPT_BYTE: 0.0,
+    }
+    benchmark = benchmark_of(config, used)
+    if benchmark is None or not config.repeated or benchmark.kept is None:
+        return columns
+    per_byte = 1 / benchmark.kept_bandwidth.value if benchmark.kept_bandwidth is not None else 0.0
+    kept = {kernel.COPIES: benchmark.copies, kernel.KEPT_BYTES: benchmark.kept.value, kernel.S_PER_KEPT_BYTE: per_byte}
+    return columns | kept
 
 
 def _own_kernels(grouped: GroupedGemm, dtype: str, *, gated: bool) -> GroupedKernels:
@@ -294,4 +390,4 @@ def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, *, gate
         kernel.MAX_SPLIT: 1,
         kernel.FIRST_TILE: first,
         kernel.END_TILE: end,
-    }
+    } | dict.fromkeys(range(kernel.END_TILE + 1, kernel.FORMAT_COLUMNS), 0.0)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.errors import DataError
-from moesim.hw_models.calibration.measured import Floats, Ints, Measured, Source, group_numbers
+from moesim.hw_models.calibration.measured import Ints, Measured, Source, group_numbers
 from moesim.hw_models.calibration.routed_tokens import rank_tokens
 from moesim.hw_models.calibration.tables import expert_table, product_table
 from moesim.workloads.operator_table import OperatorTable
@@ -28,12 +27,6 @@ FOREIGN_SHARE = {"triton": 0.75, "": 0.05}
 """Share of the traffic of a pair of token and expert that is moved although the expert is on another rank, by what the
 name of the kernel contains. Triton's kernels keep rows of zeros for such pairs; CUTLASS's sort them out. Fitted: 0.70
 to 0.79 and 0.02 to 0.09 (vLLM 0.24.0 on H100 and H200, SGLang 0.5.14 and TensorRT-LLM 1.3.0rc20 on H200)."""
-_ROTATED, _COPIES = ("bf16", "fp8"), 6
-"""Weights that the collectors multiply by in turn, so that L2 does not keep them (collect_gemm.py; bf16 and fp8)."""
-_KEEPS_COPIES = {"rtx_pro_6000": (128 * 2**20, 1.597e12)}
-"""L2 capacity and DRAM bandwidth of GPUs whose L2 does keep so many copies. Up to 21 MB of weights, small products of
-bf16 on the RTX PRO 6000 run at 2.6 TB/s, above at the 1.5 of its DRAM. A100, H100 and H200 do not."""
-_NOTICEABLE = 0.1
 _S_PER_MS = 1e-3
 _FIRST_NEW_VLLM = (0, 17)
 """Before, vLLM's collector measured gated experts of every model, and gave what rounding left to leading experts."""
@@ -63,7 +56,7 @@ def gpu_folder(data: Path, device: str) -> Path:
 def read_products(folder: Path, framework: str = "*") -> list[Measured[OperatorTable]]:
     """Single products, an entry per framework, version and number format; groups are weight shapes.
 
-    Labels: tokens, kernel, and whether the weights were kept in L2 from one run to the next, which no model does.
+    Labels: tokens, kernel.
 
     Raises:
         DataError: there is no such table, or it lacks a column.
@@ -75,8 +68,7 @@ def read_products(folder: Path, framework: str = "*") -> list[Measured[OperatorT
             m, n, k = (part[column].to_numpy(np.int64) for column in "mnk")
             source = _source(path, part, f"gemm {dtype}")
             table, time_s = product_table(m, n, k, dtype), part.latency.to_numpy(np.float64) * _S_PER_MS
-            kept = _kept(table, time_s, folder.name) if dtype in _ROTATED else np.zeros(len(part), np.bool_)
-            labels = {"tokens": m, "kernel": part.kernel_source.to_numpy(), "kept": kept}
+            labels = {"tokens": m, "kernel": part.kernel_source.to_numpy()}
             measured.append(Measured(table, time_s, group_numbers([n, k]), source, labels))
     return measured
 
@@ -132,17 +124,6 @@ def check_times(path: Path, rows: "pd.DataFrame") -> None:
     bad = np.flatnonzero(~(rows.latency.to_numpy(np.float64) > 0))
     if len(bad):
         raise DataError(f"{path}:{bad[0]}: latency", "must be > 0", float(rows.latency.iloc[bad[0]]))
-
-
-def _kept(table: OperatorTable, time_s: Floats, gpu: str) -> NDArray[np.bool_]:
-    """bool[row]: L2 kept the weights, and reading them from DRAM would be a tenth of the time or more."""
-    found = next((cache for name, cache in _KEEPS_COPIES.items() if gpu.startswith(name)), None)
-    if found is None:
-        return np.zeros(len(table), np.bool_)
-    l2_bytes, bytes_per_s = found
-    noticed = table.weight_bytes_read / bytes_per_s > _NOTICEABLE * time_s
-    kept: NDArray[np.bool_] = noticed & (_COPIES * table.weight_bytes_read <= l2_bytes)
-    return kept
 
 
 def _tables(

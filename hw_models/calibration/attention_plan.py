@@ -46,10 +46,13 @@ class AttentionPlan:
     kernel: AttentionKernel
     space: Mapping[str, Free]
 
-    @property
-    def anchors(self) -> OperatorTable | None:
+    def anchors(self, config: GpuConfig) -> OperatorTable | None:  # noqa: ARG002
         """Work where residuals must leave physics alone (see `plans.Plan`): none."""
         return None
+
+    def hidden(self, config: GpuConfig) -> NDArray[np.bool_]:
+        """bool[row]: rows whose price no residual changes (see `plans.Plan`), as they take as long as the host does."""
+        return ~GPU(self.as_measured(config)).corrected_rows(self.measured.table)
 
     @property
     def residual_name(self) -> str:

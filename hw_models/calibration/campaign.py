@@ -16,7 +16,7 @@ from moesim.hw_models.calibration.measured import Measured
 from moesim.hw_models.calibration.mixed_plan import mixed_plans, read_mixed_steps
 from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, product_plan, with_gates
 from moesim.hw_models.calibration.publish import published, with_scalar
-from moesim.hw_models.calibration.residual_fit import LearnedResidual, learn_residual
+from moesim.hw_models.calibration.residual_fit import LearnedResidual, can_learn, learn_residual
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.residual import FOLDER, Trees, save_residual
@@ -30,11 +30,8 @@ OPERATORS = (*PRODUCTS, *ATTENTION)
 MIXED = "mixed_attention"
 FITTED = (*OPERATORS, ELEMENTWISE, MIXED)
 """Parts of a GPU that can be fitted; those of links are `links.OPERATORS`."""
-_LAUNCH_BOUND = {("vllm", "fp8_block")}
-"""Single products that were timed launch by launch, without a CUDA graph, so that small ones show the host; another
-framework's rows of the same kernels stand in, if there are any."""
 _LONG = ">100 us"
-_FEWEST_ROWS = 1000
+_FEWEST_ROWS = 300
 _FEWEST_EXPERT_ROWS = 200
 _UPDATE_ORDER = ("bf16",)
 """Fitted first: other formats start from what bf16 has."""
@@ -155,10 +152,7 @@ def measured_sets(
             raise DataError(str(folder / kind), f"must hold measurements of {framework}", sorted({k[0] for k in found}))
         fewest = _FEWEST_ROWS if kind == "gemm" else _FEWEST_EXPERT_ROWS
         for dtype, item in sorted(own, key=lambda pair: (pair[0] not in _UPDATE_ORDER, pair[0])):
-            if kind == "gemm" and (framework, dtype) in _LAUNCH_BOUND:
-                others = [other for (_, name), other in found.items() if name == dtype and other is not item]
-                yield from ((kind, dtype, other) for other in others[:1])
-            elif len(item) >= fewest:
+            if len(item) >= fewest:
                 yield kind, dtype, item
 
 
@@ -202,12 +196,11 @@ def campaign_residuals(
     processor = load_device(str(file), kernels=framework).processor
     assert isinstance(processor, GPU)  # the campaign was about one
     learned = []
-    for outcome in outcomes:
-        if not outcome.plan.residual_name:
-            continue
-        learned.append((learn_residual(outcome.plan, outcome.result, processor, settings), outcome.result))
+    for number, outcome in enumerate(outcomes, 1):
+        if outcome.plan.residual_name and can_learn(outcome.plan, processor):
+            learned.append((learn_residual(outcome.plan, outcome.result, processor, settings), outcome.result))
         if progress is not None:
-            progress(len(learned))
+            progress(number)
     better = [item for item, result in learned if _helps(item, result)]
     default = _default_framework(str(file))
     name = f"{file.stem}.npz" if framework == default else f"{file.stem}-{framework}.npz"

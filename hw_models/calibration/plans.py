@@ -1,29 +1,40 @@
 """Which parameters of a GPU a measured set of kernels determines, and within which bounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.hw_models.calibration.aiconfigurator import PUBLISHER
 from moesim.hw_models.calibration.errors import stated_error
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Free, Progress, Settings, calibrate, valid_range
 from moesim.hw_models.calibration.measured import Floats, Ints, Measured
 from moesim.hw_models.gpu import GPU, GpuConfig, GpuFit
-from moesim.hw_models.gpu_products import COMPUTE_FORMATS, GroupedKernels
+from moesim.hw_models.gpu_products import (
+    COMPUTE_FORMATS,
+    Format,
+    GroupedKernels,
+    ProductBenchmark,
+    ProductKernels,
+    benchmark_of,
+)
 from moesim.hw_models.parameters import parameters, with_values
 from moesim.workloads.operator_table import OperatorTable
 
+T = TypeVar("T", bound=ProductKernels)
 _US = 1e-6
 _PRODUCT_SPACE = {
     "dram_sustained": Free(0.8, 0.3, 1.0),
-    "kernel_latency": Free(2.5 * _US, 1.5 * _US, 25 * _US),  # below 1.5 us no kernel of a CUDA graph was ever measured
+    "kernel_latency": Free(2.5 * _US, 0.5 * _US, 25 * _US),  # with `tile_latency`, which no product is without
     "tile_latency": Free(0.7 * _US, 0.01 * _US, 10 * _US),
     "split_latency": Free(2 * _US, 0.05 * _US, 20 * _US),
     "step_latency": Free(1e-9, 1e-11, 2e-8),
     "exposed": Free(0.3, 1e-3, 1.0),
     "wave_tail": Free(0.3, 1e-3, 1.0),
+    "power_slowdown": Free(1.1, 1.0, 1.6),  # down to two thirds of the boost clock, about the base clock
+    "boost_time": Free(1e-3, 1e-4, 1e-2),
 }
 _QUANTISE_SPACE = {
     "quantise_latency": Free(2 * _US, 0.01 * _US, 20 * _US),
@@ -48,6 +59,16 @@ _ELEMENTWISE_SPACE = {
 }
 _COPIES_FIT = "gemm_bf16"
 """The fit that also gives elementwise work its DRAM bandwidth, and its latency where nothing else does."""
+_SINGLE_SETTINGS: dict[str, Any] = {"starts": 6, "evaluations": 40, "softness": 0.02}
+"""Of fits to single products: their prices have many local minima, and some rows are long by chance."""
+_LAUNCH = Free(60 * _US, 5 * _US, 1000 * _US)
+_KEPT = Free(1e8, 1e7, 1.4e8)
+_HIDDEN = ("quantise_latency", "quantise_row", "quantise_block", "step_latency")
+"""What small products tell, unless their times are those of the host."""
+_HOST_SPREAD = 2.0
+"""Times that differ by no more than this are all those of the host."""
+_LEAST_UNLIKE = 0.05
+"""Work was measured otherwise than it runs in a model if its price there differs by more."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class Plan:
         space: dotted names of parameters of `config`, and their bounds.
         forms, weights: what the fit covers.
         valid: least and greatest m, n, k.
-        anchors: work that was measured otherwise than it runs in a model, and where residuals must leave physics alone.
+        repeated: rows are those of a benchmark, which `as_measured` prices.
     """
 
     name: str
@@ -71,7 +92,7 @@ class Plan:
     forms: tuple[Any, ...]
     weights: tuple[Any, ...]
     valid: dict[str, tuple[float, float]]
-    anchors: OperatorTable | None = None
+    repeated: bool = False
 
     @property
     def residual_name(self) -> str:
@@ -87,20 +108,37 @@ class Plan:
         return config
 
     def price(self, values: Mapping[str, float], table: OperatorTable) -> Floats:
-        """Times of the rows with these values, as a simulation has them."""
-        return GPU(self.with_values(values)).price(table).time_s
+        """Times of the rows with these values, as they were measured."""
+        return GPU(self.as_measured(self.with_values(values))).price(table).time_s
 
     def as_measured(self, config: GpuConfig) -> GpuConfig:
         """`config` in the state in which it was measured."""
-        return config
+        return config.model_copy(update={"repeated": self.repeated})
 
-    def representative(self, config: GpuConfig) -> NDArray[np.bool_]:  # noqa: ARG002
-        """bool[row]: rows that are measured as they are in a model; all."""
-        return np.ones(len(self.measured), np.bool_)
+    def representative(self, config: GpuConfig) -> NDArray[np.bool_]:
+        """bool[row]: rows that show kernels rather than a benchmark's host."""
+        return ~self.hidden(config)
+
+    def hidden(self, config: GpuConfig) -> NDArray[np.bool_]:
+        """bool[row]: rows that show the host, so that no residual changes their price."""
+        table = self.measured.table
+        processors = GPU(self.as_measured(config)), GPU(self.as_measured(without_launches(config)))
+        shown, own = (processor.price(table).time_s for processor in processors)
+        hidden: NDArray[np.bool_] = shown > own
+        return hidden
+
+    def anchors(self, config: GpuConfig) -> OperatorTable | None:
+        """Work that was measured otherwise than it runs in a model, where residuals must leave physics alone."""
+        table = self.measured.table
+        measured_s, model_s = (GPU(item).price(table).time_s for item in (self.as_measured(config), config))
+        unlike = np.flatnonzero(np.abs(measured_s / model_s - 1) > _LEAST_UNLIKE)
+        return table.take(unlike) if len(unlike) else None
 
     def run(self, settings: Settings = STANDARD, progress: Progress | None = None) -> FitResult:
         """Fit, and cross-validate."""
         present = {name: float(item.value) for name, item in parameters(self.config) if item.fit == self.name}
+        if self.forms[0] == "gemm":
+            settings = replace(settings, **_SINGLE_SETTINGS)
         return calibrate(self.measured, self.price, self.space, settings, progress, present)
 
     def fitted(self, result: FitResult) -> GpuConfig:
@@ -122,10 +160,7 @@ class Plan:
 
 
 def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str) -> Plan:
-    """The fit of single products with weights of `dtype`; rows labelled as kept become anchors."""
-    in_l2 = measured.labels.get("kept", np.zeros(len(measured), np.bool_))
-    anchors = measured.table.take(np.flatnonzero(in_l2)) if in_l2.any() else None
-    measured = measured.take(np.flatnonzero(~in_l2))
+    """The fit of single products with weights of `dtype`; rows that show L2 or the host become anchors."""
     used = next(name for name in COMPUTE_FORMATS[dtype] if name in config.formats)
     fmt = config.formats[used]
     if used == "bf16":
@@ -143,8 +178,15 @@ def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: st
         space[f"{own}cached_bytes"] = Free(2e7, 1e6, 1.5e8)
     if used != "bf16":
         space |= {f"formats.{used}.{name}": free for name, free in _QUANTISE_SPACE.items()}
+        if fmt.quantise_block is not None:
+            space[f"formats.{used}.quantise_block"] = Free(1e-9, 1e-11, 1e-7)
+    if held.lone_slowdown is not None:
+        space[f"{own}lone_slowdown"] = Free(1.5, 1.0, 4.0)
+    repeated = measured.source.publisher == PUBLISHER
+    if repeated:
+        space |= _benchmark_space(config, used, f"{own}benchmark.")
     name = f"gemm_{used}"
-    return Plan(
+    plan = Plan(
         name,
         measured,
         config,
@@ -152,8 +194,29 @@ def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: st
         ("gemm", "elementwise") if name == _COPIES_FIT else ("gemm",),
         _covered(dtype),
         _valid(measured.table, with_bytes=name == _COPIES_FIT),
-        anchors,
+        repeated,
     )
+    return replace(plan, space=_determined(plan))
+
+
+def _determined(plan: Plan) -> dict[str, Free]:
+    """What the rows can tell: where the host launched one by one, little or nothing about small products."""
+    launches = {name: free for name, free in plan.space.items() if ".launches." in name}
+    if not launches:
+        return dict(plan.space)
+    if plan.measured.time_s.max() < _HOST_SPREAD * plan.measured.time_s.min():
+        return launches
+    return {name: free for name, free in plan.space.items() if name.split(".")[-1] not in _HIDDEN}
+
+
+def _benchmark_space(config: GpuConfig, used: Format, own: str) -> dict[str, Free]:
+    """What the benchmark of a format added and spared."""
+    benchmark = benchmark_of(config, used) or ProductBenchmark()
+    space = {f"{own}launches.{name}.time": _LAUNCH for name in benchmark.launches}
+    if benchmark.kept is not None:
+        dram = config.dram_bandwidth.value
+        space |= {f"{own}kept": _KEPT, f"{own}kept_bandwidth": Free(3 * dram, 0.8 * dram, 50 * dram)}
+    return space
 
 
 def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str, *, gated: bool = True) -> Plan:
@@ -182,6 +245,18 @@ def elementwise_plan(config: GpuConfig, measured: Measured[OperatorTable]) -> Pl
 def with_gates(measured: Measured[OperatorTable], *, gated: bool) -> Measured[OperatorTable]:
     """The rows whose experts are, or are not, gated."""
     return measured.take(np.flatnonzero((measured.table.up_matrices > 1) == gated))
+
+
+def without_launches(config: GpuConfig) -> GpuConfig:
+    """`config` whose benchmarks do not show the host."""
+    formats = {name: fmt.model_copy(update={"kernels": _hostless(fmt.kernels)}) for name, fmt in config.formats.items()}
+    return _hostless(config).model_copy(update={"formats": formats})
+
+
+def _hostless(kernels: T) -> T:
+    if kernels.benchmark is None:
+        return kernels
+    return kernels.model_copy(update={"benchmark": kernels.benchmark.model_copy(update={"launches": {}})})
 
 
 def _l2_space(config: GpuConfig) -> Free:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,34 @@ from moesim.hw_models.calibration.splits import folds
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.residual import Trees
 
-Rows = NDArray[np.bool_]
-_TREES, _LEAVES, _RATE = 60, 31, 0.2
-_LEAST_SHARE = 0.004
-"""Of the rows in a leaf, at least."""
+_FEWEST_ROWS = 20
+"""In a leaf."""
+_LEAST_ROWS = 200
+"""To learn anything from."""
 _RANGE_PERCENTILE = 0.5
 """Factors beyond this percentile of those seen, at either end, are cut off."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """How trees are grown.
+
+    Attributes:
+        trees, leaves, rate: their number, the leaves of each, and the share of its correction that is applied.
+        least_share: of all rows, in a leaf at least.
+        loss: of the logarithm of the factor; the absolute error leaves times alone that are long by chance.
+    """
+
+    trees: int = 60
+    leaves: int = 31
+    rate: float = 0.2
+    least_share: float = 0.004
+    loss: Literal["squared_error", "absolute_error"] = "squared_error"
+
+
+_STANDARD = (Learner(),)
+_SINGLE = (Learner(100, 63, 0.2, 0.0), Learner(100, 63, 0.2, 0.0, "absolute_error"))
+"""Of single products, which were measured on hundreds of shapes; the better one on unseen shapes is taken."""
 
 
 @dataclass(frozen=True)
@@ -56,44 +78,64 @@ def learn_residual(
     Raises:
         ConfigError: scikit-learn is not installed.
     """
-    measured, unseen_s = plan.measured, np.empty(len(plan.measured))
-    splits = folds(measured.group, len(result.fold_values), settings.seed)
-    for (kept, left_out), values in zip(splits, result.fold_values, strict=True):
-        features, physics_s, usable, corrected, anchors = _inputs(plan, plan.with_values(values))
-        used = kept[usable[kept]]
-        learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors)
-        log_factor = np.where(corrected[left_out], learner.predict(features[left_out]), 0.0)
-        unseen_s[left_out] = physics_s[left_out] * np.exp(log_factor)
+    measured = plan.measured
+    learners = _SINGLE if plan.residual_name.startswith("gemm.") else _STANDARD
+    tried = [_unseen(plan, result, settings, how) for how in learners]
+    errors = [float(np.abs(seconds / measured.time_s - 1).mean()) for seconds in tried]
+    best = int(np.argmin(errors))
+    unseen_s = tried[best]
     unseen = error_buckets(unseen_s, measured.time_s)
-    features, physics_s, usable, _, anchors = _inputs(plan, processor.config)
-    learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors)
+    features, physics_s, usable, anchors = _inputs(plan, processor.config)
+    learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors, learners[best])
     low, high = np.percentile(learner.predict(features[usable]), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
     fingerprint = processor.fingerprint(plan.residual_name)
     trees = _trees(learner, (float(low), float(high)), fingerprint, unseen["all"].mean)
     return LearnedResidual(plan.residual_name, trees, unseen, unseen_s)
 
 
-def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floats, Rows, Rows, Floats]:
-    """Features, times by physics, which rows to learn from, which rows to correct, and features of anchors."""
+def can_learn(plan: Plan | AttentionPlan, processor: GPU) -> bool:
+    """Whether enough rows show kernels rather than the host of a benchmark."""
+    physics = processor.config.model_copy(update={"residual": None})
+    return bool((~plan.hidden(physics)).sum() >= _LEAST_ROWS)
+
+
+def _unseen(plan: Plan | AttentionPlan, result: FitResult, settings: Settings, how: Learner) -> Floats:
+    """float64[row]: every row predicted by physics and trees that did not see its group."""
+    measured, unseen_s = plan.measured, np.empty(len(plan.measured))
+    splits = folds(measured.group, len(result.fold_values), settings.seed)
+    for (kept, left_out), values in zip(splits, result.fold_values, strict=True):
+        config = plan.with_values(values)
+        features, physics_s, usable, anchors = _inputs(plan, config)
+        used = kept[usable[kept]]
+        learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors, how)
+        factor = np.where(plan.hidden(config)[left_out], 1.0, np.exp(learner.predict(features[left_out])))
+        unseen_s[left_out] = physics_s[left_out] * factor
+    return unseen_s
+
+
+def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
+    """Features, times by physics, which rows to learn from, and features of anchors."""
     physics = config.model_copy(update={"residual": None})
     processor, table = GPU(plan.as_measured(physics)), plan.measured.table
     features = processor.residual_features(table)
-    anchors = features[:0] if plan.anchors is None else processor.residual_features(plan.anchors)
-    corrected = processor.corrected_rows(table)
-    return features, processor.price(table).time_s, plan.representative(physics) & corrected, corrected, anchors
+    unlike = plan.anchors(physics)
+    anchors = features[:0] if unlike is None else GPU(physics).residual_features(unlike)
+    usable = plan.representative(physics) & ~plan.hidden(physics)
+    return features, processor.price(table).time_s, usable, anchors
 
 
-def _learn(features: Floats, ratio: Floats, anchors: Floats) -> Any:
+def _learn(features: Floats, ratio: Floats, anchors: Floats, how: Learner) -> Any:
     """Trees for the logarithm of `ratio` of measured time and physics, which is 0 at the anchors."""
     try:
         from sklearn.ensemble import HistGradientBoostingRegressor
     except ImportError:
         raise ConfigError("--residual", "needs scikit-learn: pip install 'moesim[calibrate]'") from None
     learner = HistGradientBoostingRegressor(
-        max_iter=_TREES,
-        max_leaf_nodes=_LEAVES,
-        learning_rate=_RATE,
-        min_samples_leaf=max(20, int(_LEAST_SHARE * len(ratio))),
+        loss=how.loss,
+        max_iter=how.trees,
+        max_leaf_nodes=how.leaves,
+        learning_rate=how.rate,
+        min_samples_leaf=max(_FEWEST_ROWS, int(how.least_share * len(ratio))),
         l2_regularization=1.0,
         early_stopping=False,
         random_state=0,

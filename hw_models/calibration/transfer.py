@@ -65,6 +65,8 @@ class Chip(NamedTuple):
     l2_bytes: float
 
 
+_MEASURED = ("residual", "cached_bytes", "split_from", "vectors", "power_slowdown", "boost_time")
+"""Of a GPU's own kernels, what it must not bring along."""
 CHIPS = {
     "a100-sxm": Chip(1.41e9, 40e6),
     "h100-sxm": Chip(1.755e9, 50e6),
@@ -192,7 +194,7 @@ def _processor(sample: Sample, values: Mapping[str, float], kind: str) -> GPU:
     }
     section = "grouped_gemm." if kind == "experts" else ""
     own[f"{section}l2_bandwidth"] = values[_L2] * _peak(sample.config)
-    plain = sample.config.model_copy(update={"residual": None, "cached_bytes": None})
+    plain = sample.config.model_copy(update=dict.fromkeys(_MEASURED))
     return GPU(with_values(plain, own))
 
 

@@ -94,7 +94,8 @@ class Prices:
 
     Attributes:
         processor: as in simulations.
-        repeated: as in a benchmark that repeats a kernel on the same data, which the L2 cache then holds in part.
+        repeated: as in a benchmark that repeats a kernel on the same data, which the L2 cache then holds in part, and
+            whose host may be slower than small kernels.
         interconnect: of eight such GPUs; None where no system ships with them.
     """
 
@@ -111,7 +112,7 @@ def prices_of(gpu: str, framework: str) -> Prices:
     """
     processor = load_gpu(gpu, framework)
     attention = processor.config.attention.model_copy(update={"repeated": True})
-    repeated = GPU(processor.config.model_copy(update={"attention": attention}))
+    repeated = GPU(processor.config.model_copy(update={"attention": attention, "repeated": True}))
     interconnect = load_system(f"{gpu}-{_DEVICES}").interconnect if gpu in shipped("systems") else None
     return Prices(processor, repeated, interconnect)
 

@@ -68,6 +68,8 @@ def price_by_hand(config: GpuConfig, m: int, n: int, k: int) -> float:
             compute_s = min(compute_s, waves * (step_s * max(64.0, k / split) + config.tile_latency.value))
         if math.isinf(compute_s):
             break
+        power = value(config.power_slowdown) or 1.0
+        compute_s *= 1 + (power - 1) * compute_s / (compute_s + max(value(config.boost_time), 1e-12))
         memory_s = (nbytes + (8.0 * m * n * split if split > 1 else 0.0)) / dram_bytes_per_s
         total_s = max(compute_s, memory_s) + value(config.exposed) * min(compute_s, memory_s)
         best_s = min(best_s, total_s + (config.split_latency.value if split > 1 else 0.0))

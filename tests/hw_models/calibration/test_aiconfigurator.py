@@ -6,11 +6,6 @@ import pytest
 
 from moesim.errors import DataError
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
-from moesim.hw_models.calibration.measured import Measured, Source
-from moesim.hw_models.calibration.plans import product_plan
-from moesim.hw_models.calibration.tables import product_table
-from moesim.hw_models.device import load_device
-from moesim.hw_models.gpu import GPU
 
 GEMM = pd.DataFrame(
     {
@@ -103,24 +98,3 @@ def test_missing_measurements_are_named(tmp_path: Path) -> None:
     assert gpu_folder(tmp_path, "a100-sxm") == tmp_path / "a100_sxm"
     with pytest.raises(DataError, match=r"must hold one folder h100_sxm\* \(there are: a100_sxm\)"):
         gpu_folder(tmp_path, "h100-sxm")
-
-
-def test_products_whose_weights_a_large_cache_kept_are_labelled(tmp_path: Path) -> None:
-    columns = {"m": [1, 1, 1, 4096], "n": [64, 2048, 8192, 2048], "k": [64, 4096, 4096, 4096]}
-    rows = pd.DataFrame(columns | {"latency": [2e-3, 7e-3, 45e-3, 0.3], "gemm_dtype": "bfloat16", "kernel_source": ""})
-    for gpu, kept in (("rtx_pro_6000_server", [False, True, False, False]), ("h200_sxm", [False] * 4)):
-        write(tmp_path / gpu, "gemm", rows)
-        (measured,) = read_products(tmp_path / gpu)
-        assert measured.labels["kept"].tolist() == kept  # else the launch, DRAM, or computing decides
-
-
-def test_kept_rows_are_no_part_of_the_fit() -> None:
-    processor = load_device("rtx-pro-6000").processor
-    assert isinstance(processor, GPU)
-    table = product_table([1, 2, 3], [64, 64, 64], [64, 64, 64], "bf16")
-    labels = {"kept": np.array([False, True, False])}
-    measured = Measured(table, np.ones(3), np.arange(3), Source("nobody", "made up", "vllm", "0", "gemm bf16"), labels)
-    plan = product_plan(processor.config, measured, "bf16")
-    assert plan.measured.table.m.tolist() == [1, 3]
-    assert plan.anchors is not None
-    assert plan.anchors.m.tolist() == [2]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from moesim.hw_models.calibration.aiconfigurator import PUBLISHER
 from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
 from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, product_plan, with_gates
@@ -26,14 +27,16 @@ def config() -> GpuConfig:
     return processor.config.model_copy(update={"residual": None})
 
 
-def measured(truth: GpuConfig, table: OperatorTable, columns: list[NDArray[Any]]) -> Measured[OperatorTable]:
-    source = Source("nobody", "made up", "vllm", "0", "test")
+def measured(
+    truth: GpuConfig, table: OperatorTable, columns: list[NDArray[Any]], publisher: str = "nobody"
+) -> Measured[OperatorTable]:
+    source = Source(publisher, "made up", "vllm", "0", "test")
     return Measured(table, GPU(truth).price(table).time_s, group_numbers(columns), source, {})
 
 
-def products(truth: GpuConfig, dtype: str) -> Measured[OperatorTable]:
+def products(truth: GpuConfig, dtype: str, publisher: str = "nobody") -> Measured[OperatorTable]:
     n, k, m = (part.ravel() for part in np.meshgrid([256, 2048, 16_384], [512, 4096, 16_384], TOKENS, indexing="ij"))
-    return measured(truth, product_table(m, n, k, dtype), [n, k])
+    return measured(truth, product_table(m, n, k, dtype), [n, k], publisher)
 
 
 def experts(truth: GpuConfig, up_matrices: int = 2) -> Measured[OperatorTable]:
@@ -66,6 +69,41 @@ def test_parameters_of_quantised_products_are_found() -> None:
     plan = product_plan(config(), products(truth, "fp8"), "fp8")
     assert not any("split" in name for name in plan.space)
     check_recovery(plan, truth, {"formats.fp8.sustained"})
+
+
+def test_the_host_of_a_benchmark_is_found_and_leaves_the_kernels_alone() -> None:
+    name = "formats.fp8_block.kernels.benchmark.launches.aligned.time"
+    truth = with_values(config(), {name: 123e-6}).model_copy(update={"repeated": True})
+    plan = product_plan(config(), products(truth, "fp8_block", PUBLISHER), "fp8_block")
+    assert {"step_latency", "quantise_latency"}.isdisjoint(key.split(".")[-1] for key in plan.space)
+    result = plan.run(QUICK)
+    fitted = plan.fitted(result)
+    assert dict(parameters(fitted))[name].value == pytest.approx(123e-6, rel=0.01)
+    assert not fitted.repeated
+    small = plan.measured.table.m == 16
+    hidden, anchors = plan.hidden(fitted), plan.anchors(fitted)
+    assert hidden[small & (plan.measured.table.n == 256)].all()
+    assert anchors is not None
+    assert len(anchors) <= hidden.sum()  # those that the host hides by more than a little
+    assert GPU(fitted).price(plan.measured.table).time_s[hidden].min() < 30e-6
+
+
+def test_rows_of_the_host_alone_tell_nothing_else() -> None:
+    base = config()
+    data = products(base.model_copy(update={"repeated": True}), "fp8_block", PUBLISHER)
+    few = data.take(np.flatnonzero((data.table.n == 256) & (data.table.k == 512) & (data.table.m < 256)))
+    plan = product_plan(base, few, "fp8_block")
+    assert plan.space
+    assert all(".launches." in name for name in plan.space)
+    assert not np.any(plan.representative(base))
+
+
+def test_measurements_of_others_are_no_benchmark() -> None:
+    base = config()
+    plan = product_plan(base, products(base, "fp8_block"), "fp8_block")
+    assert not any("benchmark" in name for name in plan.space)
+    assert plan.anchors(base) is None
+    assert np.all(plan.representative(base))
 
 
 def test_parameters_of_experts_are_found() -> None:
