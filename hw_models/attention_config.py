@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Range = tuple[int, int]
 MIXED = ("decode_block", "shared", "together")
-"""Fields that only steps with prefill and decode tell, which residuals leave alone."""
+"""Fields that only steps with prefill and decode tell; residuals of other steps do not depend on them."""
 _NOT_PRICED = {"name", "source", "fit", "mixed_fit", "cache", "floor", "kept", "kept_bandwidth", *MIXED}
 
 
@@ -204,10 +204,14 @@ def kernel_row(
     return [float(values[column]) for column in range(columns.KERNEL_COLUMNS)]
 
 
-def pricing_values(kernel: AttentionKernel) -> list[str]:
-    """Names and values that decide prices in a model, where they are not the defaults: new ones change no old names."""
+def pricing_values(kernel: AttentionKernel, *, mixed: bool = False) -> list[str]:
+    """Names and values that decide prices in a model, where they are not the defaults: new ones change no old names.
+
+    Those of `MIXED` are left out unless prices are of steps that prefill and decode.
+    """
     fields = type(kernel).model_fields
-    given = {name: value for name, value in kernel if name not in _NOT_PRICED and value != fields[name].default}
+    passed = _NOT_PRICED.difference(MIXED if mixed else ())
+    given = {name: value for name, value in kernel if name not in passed and value != fields[name].default}
     return [f"{name}={value:.5g}" if isinstance(value, float) else f"{name}={value}" for name, value in given.items()]
 
 

@@ -67,7 +67,8 @@ PREFILL, DECODE = range(2)
     KERNEL_COLUMNS,
 ) = range(47)
 
-RESIDUAL_FEATURES = 12
+_PART_FEATURES = 12
+RESIDUAL_FEATURES = 2 * _PART_FEATURES
 ANY_WINDOW, NO_WINDOW, ONLY_WINDOW = range(3)
 _FLOPS_PER_ELEMENT = 4.0  # of a head, for a pair: a product and a sum, for scores and for values
 _SORTED_SEQUENCES = 512.0  # a sort of sequences takes no longer beyond
@@ -405,9 +406,10 @@ def price_rows(
         element_bytes: float64[cache dtype].
         multiprocessors: of the GPU.
         outputs: float64[row] times in seconds, int8[row] bounds, and bool[row], which is set where no kernel fits.
-        learning: int64[index of `rows`], the kernel of a row that only prefills or only decodes, where one fits and
-            takes longer than the host, else -1; and float64[index of `rows`, RESIDUAL_FEATURES], written for such rows
-            unless it has no lines.
+        learning: int64[index of `rows`], which residual may correct a row: the number of the kernel where a row only
+            prefills or only decodes, that of the prefill kernel and the number of all kernels where it does both, -1
+            where none fits or the host takes longer; and float64[index of `rows`, RESIDUAL_FEATURES], written for such
+            rows unless it has no lines.
     """
     time_s, bound, extrapolated = outputs
     chosen, features = learning
@@ -430,11 +432,14 @@ def price_rows(
         at_floor = time_s[row] <= kernels[first if prefill.tokens > 0.0 else second][FLOOR_S]
         measured = (fits or prefill.tokens <= 0.0) and (fits_decode or decode.tokens <= 0.0)
         extrapolated[row] = extrapolated[row] or not measured
-        if measured and not at_floor and (prefill.tokens <= 0.0 or decode.tokens <= 0.0):
-            chosen[index] = second if prefill.tokens <= 0.0 else first
+        if measured and not at_floor:
+            mixed = prefill.tokens > 0.0 and decode.tokens > 0.0
+            chosen[index] = first + len(kernels) if mixed else second if prefill.tokens <= 0.0 else first
             if len(features) > 0:
-                work = decode if prefill.tokens <= 0.0 else prefill
-                _write_features(work, time_s[row], float(columns.window[row]), features[index])
+                window, line = float(columns.window[row]), features[index]
+                _write_features(decode if prefill.tokens <= 0.0 else prefill, time_s[row], window, line)
+                if mixed:
+                    _write_features(decode, time_s[row], window, line[_PART_FEATURES:])
 
 
 @njit(cache=True)
@@ -451,11 +456,10 @@ def kernels_of_rows(
 
 @njit(cache=True)
 def _write_features(work: Work, time_s: float, window: float, features: Floats) -> None:
-    """What a learned correction looks at, of a row that only prefills or only decodes.
+    """What a learned correction looks at, of the prefill or the decode part of a row.
 
-    No kernel was measured on enough mixes to learn from. Base-2 logarithms of time, sequences, tokens per sequence,
-    longest sequence, heads, KV heads, heads per KV head, pairs, bytes, sequences times KV heads; then elements of a
-    head, and the window (0 without one).
+    Base-2 logarithms of the row's time, sequences, tokens per sequence, longest sequence, heads, KV heads, heads per KV
+    head, pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one).
     """
     quantities = (
         time_s,

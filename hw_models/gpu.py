@@ -147,7 +147,7 @@ class GPU:
         self._attention_result = gpu_kernel.Attention
         self._attention = _attention_tables(config, repeated=config.attention.repeated)
         self._attention_in_models = _attention_tables(config, repeated=False)
-        found, columns = self.matching_models(), max(len(DTYPES), len(config.attention.kernels))
+        found, columns = self.matching_models(), max(len(DTYPES), 2 * len(config.attention.kernels))
         models = [(*self._place(name), model) for name, model in found.items()]
         self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), columns))
         self._corrects_attention = any(PLANES[plane] == "attention" for plane, _, _ in models)
@@ -254,8 +254,9 @@ class GPU:
         multiprocessors = [self.config.multiprocessors.value]
         if plane == PLANES.index("attention"):
             rates = [self.config.formats["bf16"].peak.value, self.config.dram_bandwidth.value]
-            kernel = self.config.attention.kernels[index]
-            return fingerprint(np.concatenate([multiprocessors, rates]), *pricing_values(kernel))
+            mixed, kernel = divmod(index, len(self.config.attention.kernels))
+            values = pricing_values(self.config.attention.kernels[kernel], mixed=bool(mixed))
+            return fingerprint(np.concatenate([multiprocessors, rates]), *values)
         from moesim.hw_models import gpu_kernel
 
         row = self._formats[plane, index]
@@ -266,11 +267,12 @@ class GPU:
         return fingerprint(np.concatenate([multiprocessors, row[: gpu_kernel.MODEL_COLUMNS], own, used.ravel()]))
 
     def _place(self, model: str) -> tuple[int, int]:
-        """Plane and column of a model by name."""
+        """Plane and column of a model by name; attention has a column per kernel, and one more for its mixed steps."""
         plane, key = model.split(".")
         if plane != "attention":
             return PLANES.index(plane), list(DTYPES).index(key)
-        fits = [kernel.fit for kernel in self.config.attention.kernels]
+        kernels = self.config.attention.kernels
+        fits = [*(kernel.fit for kernel in kernels), *(kernel.mixed_fit for kernel in kernels)]
         if key not in fits:
             raise KeyError(key)
         return PLANES.index(plane), fits.index(key)
@@ -279,7 +281,8 @@ class GPU:
         """Residuals by name, of those in the device's file that were learned beside the parameters it has."""
         if self.config.residual is None:
             return {}
-        known = {f"attention.{kernel.fit}" for kernel in self.config.attention.kernels}
+        kernels = self.config.attention.kernels
+        known = {f"attention.{fit}" for kernel in kernels for fit in (kernel.fit, kernel.mixed_fit)}
         return {
             name: model
             for name, model in load_residual(FOLDER / self.config.residual).items()

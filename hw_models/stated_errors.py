@@ -64,15 +64,16 @@ def attention_errors(config: "GpuConfig", models: Iterable[tuple[int, int, Trees
 
     Args:
         config: of the GPU.
-        models: residuals that apply, with their plane and, in that of attention, kernel.
+        models: residuals that apply, with their plane and column (of attention: kernel, or kernels and that of mixed).
     """
     known = {name: fit.error for name, fit in config.fits.items()}
     fitted = [known.get(kernel.fit or "", np.nan) for kernel in config.attention.kernels]
     mixed = [known.get(kernel.mixed_fit or "", np.nan) for kernel in config.attention.kernels]
     errors = np.stack([fitted, fitted, mixed], axis=1)
-    for plane, kernel, model in models:
+    for plane, column, model in models:
         if PLANES[plane] == "attention":
-            errors[kernel, 1] = model.error
+            is_mixed, kernel = divmod(column, len(errors))
+            errors[kernel, 1 + is_mixed] = model.error
     return errors
 
 
@@ -88,7 +89,7 @@ def attention_rows(
         prefills: int64[row], tokens of prefill.
         decodes: int64[row], tokens that decode.
     """
-    mixed = (prefills > 0) & (decodes > 0)  # residuals leave such rows alone
+    mixed = (prefills > 0) & (decodes > 0)  # residuals of one phase leave such rows alone
     neither = (prefills <= 0) & (decodes <= 0)
     one = np.where(prefills > 0, errors[:, 0, 1], errors[:, 1, 1])
     greater = np.where(mixed[:, None], errors[:, :, 0], errors[:, :, 1]).max(axis=1)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.errors import DataError
 from moesim.hw_models.calibration.attention_fit import US
@@ -28,17 +29,12 @@ _SPACE = {
 class MixedPlan(AttentionPlan):
     """A fit to steps that prefill and decode; `kernel` is the prefill kernel, whose other values stay."""
 
-    @property
-    def residual_name(self) -> str:
-        """Empty: mixed steps have no residual."""
-        return ""
-
     def run(self, settings: Settings = STANDARD, progress: Progress | None = None) -> FitResult:
         """Fit, and cross-validate."""
         return calibrate(self.measured, self.price, self.space, settings, progress)
 
     def price(self, values: Mapping[str, float], table: OperatorTable) -> Floats:
-        """Times of the rows with these values, in a model."""
+        """Times of the rows with these values."""
         return GPU(self.with_values(values).model_copy(update={"residual": None})).price(table).time_s
 
     def with_values(self, values: Mapping[str, float]) -> GpuConfig:
@@ -47,6 +43,14 @@ class MixedPlan(AttentionPlan):
         kernels = tuple(changed if held.fit == self.kernel.fit else held for held in self.config.attention.kernels)
         attention = self.config.attention.model_copy(update={"kernels": kernels})
         return self.config.model_copy(update={"attention": attention})
+
+    def as_measured(self, config: GpuConfig) -> GpuConfig:
+        """`config` itself: steps were measured inside a model."""
+        return config
+
+    def representative(self, config: GpuConfig) -> NDArray[np.bool_]:  # noqa: ARG002
+        """bool[row]: all rows."""
+        return np.ones(len(self.measured), np.bool_)
 
 
 def read_mixed_steps(data: Path, device: str) -> Measured[OperatorTable]:
