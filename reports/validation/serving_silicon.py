@@ -223,6 +223,7 @@ def _scenario(
     server = _server(row, known)
     scenario: dict[str, Any] = {
         "model": known["models"][row.model]["name"],
+        **{name: value for name, value in known["models"][row.model].items() if name == "routing"},
         "requests": _requests(row, client, replay, tokens_per_step),
         "scheduler": known["frameworks"][framework],
         "fast_forward": replay.fast_forward,

@@ -74,9 +74,8 @@ def test_an_unknown_framework_is_refused() -> None:
 @pytest.mark.parametrize("device", ["h100-sxm-1", "h200-sxm-1"])
 def test_marlin_changes_mxfp4_experts_alone_and_multiplies_slower(device: str) -> None:
     systems = [load_system(device, kernels=name) for name in ("vllm", "vllm_marlin")]
-    configs = [system.device.config.processors["gpu"] for system in systems]
-    assert isinstance(configs[0], GpuConfig)
-    assert isinstance(configs[1], GpuConfig)
+    processors = [system.device.config.processors["gpu"] for system in systems]
+    configs = [config for config in processors if isinstance(config, GpuConfig)]
     others = [{name: own for name, own in config.grouped_gemm.weights.items() if name != "mxfp4"} for config in configs]
     assert others[0] == others[1]
     rates = [config.grouped_gemm.weights["mxfp4"].sustained for config in configs]
