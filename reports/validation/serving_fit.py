@@ -84,10 +84,12 @@ class Measured:
 
     @property
     def constants(self) -> list[Constant]:
-        """What is fitted to these rows."""
+        """What is fitted to these rows; launches of prompts start from what the engine's preset says of them."""
+        engine = self.settings[0].eager_layer_s
+        known = [one._replace(start=engine) if one.name == "eager_layer_s" else one for one in CONSTANTS]
         if all(deployment.tokens_per_step == 1 for deployment in self.deployments):
-            return list(CONSTANTS)
-        return [one for one in CONSTANTS if one.name != "time_scale.communication"] + [SPECULATION]
+            return known
+        return [one for one in known if one.name != "time_scale.communication"] + [SPECULATION]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def fit(measured: Measured) -> dict[str, float]:
     tried = []
     for eager_s in _EAGER_STARTS_S:
         first = np.zeros(len(start))
-        first[eager] = eager_s / spread[eager]
+        first[eager] = (eager_s - start[eager]) / spread[eager]
         tried.append(least_squares(residuals, first, bounds=bounds))
     found = min(tried, key=lambda one: float(one.cost))
     fitted = start + found.x * spread

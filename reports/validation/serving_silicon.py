@@ -179,9 +179,13 @@ def _tokens_per_step(row: _Row, speculation: Mapping[str, Any]) -> float:
 
 
 def _cut(row: _Row, known: Mapping[str, Any]) -> dict[str, int]:
-    """Degrees of parallelism; experts on all GPUs where the recipe does so and the row need not say so."""
-    cut = row.cut()
-    return cut | {"ep": cut["tp"] * cut["dp"]} if _server(row, known).get("experts") == "all_gpus" else cut
+    """Degrees of parallelism; where the recipe decides, experts on all GPUs and attention data-parallel from a load."""
+    cut, server = row.cut(), _server(row, known)
+    gpus = cut["tp"] * cut["dp"]
+    above = server.get("dp_above", {}).get(int(row.number("isl")))
+    if above is not None and (row.concurrency or 0) > above:
+        cut |= {"tp": 1, "dp": gpus}
+    return cut | {"ep": gpus} if server.get("experts") == "all_gpus" else cut
 
 
 def _family(row: _Row, *, speculative: bool) -> str:
@@ -219,6 +223,7 @@ def _scenario(
     server = _server(row, known)
     scenario: dict[str, Any] = {
         "model": known["models"][row.model]["name"],
+        **{name: value for name, value in known["models"][row.model].items() if name == "routing"},
         "requests": _requests(row, client, replay, tokens_per_step),
         "scheduler": known["frameworks"][framework],
         "fast_forward": replay.fast_forward,
@@ -226,7 +231,7 @@ def _scenario(
     edits = [f"model.dtypes.{part}={dtype}" for part, dtype in _dtypes(row, server).items()]
     edits.append(f"scheduler.token_budget={_token_budget(row, known, server)}")
     if server.get("max_num_seqs") == "concurrency":
-        edits.append(f"scheduler.max_num_seqs={_sequences(row)}")
+        edits.append(f"scheduler.max_num_seqs={_sequences(row, known)}")
     edits += [f"scheduler.{name}={server[name]}" for name in _SCHEDULER if name in server]
     edits += [f"scheduler.{name}={value}" for name, value in known["server_host"].items() if name != "source"]
     if row.text["mode"] == "agg":
@@ -240,9 +245,9 @@ def _server(row: _Row, known: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(server for server in servers if row.matches(server))
 
 
-def _sequences(row: _Row) -> int:
+def _sequences(row: _Row, known: Mapping[str, Any]) -> int:
     """Requests in flight of one attention rank."""
-    ranks = row.cut()["dp"] if row.text["mode"] == "agg" else 1
+    ranks = _cut(row, known)["dp"] if row.text["mode"] == "agg" else 1
     return max(1, (row.concurrency or 1) // ranks)
 
 
@@ -251,7 +256,7 @@ def _token_budget(row: _Row, known: Mapping[str, Any], server: Mapping[str, Any]
     least = int(server["token_budget"])
     if not server.get("fits_prompts"):
         return least
-    decodes = _sequences(row) * (1 + _drafts(row, _speculation(row, known)))
+    decodes = _sequences(row, known) * (1 + _drafts(row, _speculation(row, known)))
     return max(least, -(-(decodes + int(row.number("isl")) + 64) // 64) * 64)
 
 

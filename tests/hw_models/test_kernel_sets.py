@@ -67,8 +67,21 @@ def test_the_command_line_has_the_last_word() -> None:
 
 
 def test_an_unknown_framework_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"scheduler.kernels: .*'vllm', 'sglang' or 'trtllm'.*got 'tgi'"):
+    with pytest.raises(ConfigError, match=r"scheduler.kernels: .*'sglang' or 'trtllm'.*got 'tgi'"):
         load_scenario("quickstart", ["scheduler.kernels=tgi"])
+
+
+@pytest.mark.parametrize("device", ["h100-sxm-1", "h200-sxm-1"])
+def test_marlin_changes_mxfp4_experts_alone_and_multiplies_slower(device: str) -> None:
+    systems = [load_system(device, kernels=name) for name in ("vllm", "vllm_marlin")]
+    processors = [system.device.config.processors["gpu"] for system in systems]
+    configs = [config for config in processors if isinstance(config, GpuConfig)]
+    others = [{name: own for name, own in config.grouped_gemm.weights.items() if name != "mxfp4"} for config in configs]
+    assert others[0] == others[1]
+    rates = [config.grouped_gemm.weights["mxfp4"].sustained for config in configs]
+    assert rates[0] is not None
+    assert rates[1] is not None
+    assert rates[1].value < rates[0].value
 
 
 def test_a_broken_set_names_its_place() -> None:
