@@ -1,6 +1,7 @@
 """GPUs: a roofline with tiles, waves and launches, fitted to measured kernels."""
 
 import operator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -110,7 +111,7 @@ class GPU:
         self._attention = _attention_tables(config, repeated=config.attention.repeated)
         self._attention_in_models = _attention_tables(config, repeated=False)
         found, columns = self.matching_models(), max(len(DTYPES), len(config.attention.kernels))
-        models = [(*self._place(name), model) for name, model in found.items()]
+        models = [(*place, model) for name, model in found.items() for place in self._places(name)]
         self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), columns))
         self._corrects_attention = any(PLANES[plane] == "attention" for plane, _, _ in models)
         self._product_errors = product_errors(config.fits, models)
@@ -207,8 +208,9 @@ class GPU:
         if plane == PLANES.index("attention"):
             return fingerprint(np.concatenate([multiprocessors, self._attention_in_models[0][index]]))
         row = self._formats[plane, index]
-        tiles = self._tiles[int(row[-2]) : int(row[-1])].ravel()
-        return fingerprint(np.concatenate([multiprocessors, row[:-2], tiles]))
+        tiles = self._tiles[int(row[-2]) : int(row[-1])]
+        limited = tiles[tiles[:, -1] < self._tiles[0, -1], -1]  # the first tiles are those for any batch
+        return fingerprint(np.concatenate([multiprocessors, row[:-2], tiles[:, :-1].ravel(), limited]))
 
     def _place(self, model: str) -> tuple[int, int]:
         """Plane and column of a model by name."""
@@ -219,6 +221,16 @@ class GPU:
         if key not in fits:
             raise KeyError(key)
         return PLANES.index(plane), fits.index(key)
+
+    def _places(self, model: str) -> Iterator[tuple[int, int]]:
+        """Planes and columns that a model is for: experts of every kind share it where they share all parameters."""
+        plane, index = self._place(model)
+        yield plane, index
+        if PLANES[plane] == "experts":
+            for other, name in enumerate(PLANES):
+                shares = name.endswith("_experts") and np.array_equal(self._formats[other, index], self._formats[plane, index])
+                if shares:
+                    yield other, index
 
     def matching_models(self) -> dict[str, Trees]:
         """Residuals by name, of those in the device's file that were learned beside the parameters it has."""

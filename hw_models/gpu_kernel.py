@@ -55,14 +55,14 @@ COMPUTE, MEMORY, LATENCY = range(3)
 ) = range(21)
 
 # The plane of residuals that holds those of attention.
-ATTENTION_PLANE = 3
+ATTENTION_PLANE = 4
 
 # Features of a product that residuals look at.
-FEATURES = 8
+FEATURES = 10
 _ALIGNED_ROWS, _COMMON_TILE = 16, 128
 
 # Columns of the table of tiles.
-TOKENS, TILE_M, TILE_N, TOGETHER, TILE_COLUMNS = range(5)
+TOKENS, TILE_M, TILE_N, TOGETHER, TOKENS_PER_EXPERT, TILE_COLUMNS = range(6)
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _SPLIT_WAVES = 4  # work in more waves than this is never split along k
@@ -84,6 +84,9 @@ class Columns(NamedTuple):
     weight_bytes_read: Floats
     read_bytes: Floats
     write_bytes: Floats
+    routed_tokens: Ints
+    expert_slots: Ints
+    expert_ranks: Ints
     grouped_rows: Ints
     expert_tokens: Ints
 
@@ -129,7 +132,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
     Args:
         columns: what to price.
         parameters: float64[PARAMETERS].
-        formats: float64[3, weight dtype, FORMAT_COLUMNS], of single products, gated and ungated expert FFNs.
+        formats: float64[4, weight dtype, FORMAT_COLUMNS], of single products, gated, ungated and sharded expert FFNs.
         tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
             products; m, flops, bytes of attention and elementwise rows.
@@ -150,7 +153,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         if m <= 0:
             bound[row] = LATENCY
             continue
-        plane = 0 if kind != GROUPED_GEMM else 1 if columns.up_matrices[row] > 1 else 2
+        plane = _plane(columns, row)
         fmt = formats[plane, dtype]
         flops, weight_bytes = columns.flops[row], columns.weight_bytes_read[row]
         moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
@@ -159,7 +162,8 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         if kind == GEMM:
             price = _gemm(m, n, k, groups, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == GROUPED_GEMM:
-            work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row])
+            batch = (columns.routed_tokens[row], columns.expert_slots[row])
+            work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row], batch)
             price = _experts(work, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == ATTENTION:
             price = time_s[row], int(bound[row])
@@ -184,6 +188,16 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
 
 
 @njit(cache=True)
+def _plane(columns: Columns, row: int) -> int:
+    """Which of the tables of formats prices a row: single products, or expert FFNs by their kernels."""
+    if columns.form[row] != GROUPED_GEMM:
+        return 0
+    if columns.up_matrices[row] <= 1:
+        return 2
+    return 3 if columns.expert_ranks[row] > 1 else 1
+
+
+@njit(cache=True)
 def feature_rows(columns: Columns, physics_s: Floats, multiprocessors: float, features: Floats) -> None:
     """Write what residuals look at: features[row], beside prices from physics alone."""
     grouped = -1
@@ -205,7 +219,7 @@ def _write_features(
         row_tiles, column_tiles = np.ceil(m / _COMMON_TILE), np.ceil(n / _COMMON_TILE)
         waves = row_tiles * column_tiles * columns.groups[row] / multiprocessors
         features[5] = waves - np.floor(waves)
-        features[6] = features[7] = 0.0
+        features[6:] = 0.0
         return
     touched, largest = 0, 0
     for tokens in columns.expert_tokens[grouped]:
@@ -219,6 +233,11 @@ def _write_features(
     features[5] = np.log2(max(1.0, columns.read_bytes[row] + columns.write_bytes[row]) / physics_s)
     features[6] = np.log2(max(1.0, columns.flops[row]) / physics_s)
     features[7] = np.log2(float(n))
+    aligned = 1
+    while aligned < _COMMON_TILE and n % (2 * aligned) == 0:
+        aligned *= 2
+    features[8] = np.log2(float(aligned))
+    features[9] = np.log2(max(1.0, columns.routed_tokens[row]))
 
 
 @njit(cache=True)
@@ -352,7 +371,7 @@ def _split_product(
 
 @njit(cache=True)
 def _experts(
-    work: tuple[Ints, int, int, int],
+    work: tuple[Ints, int, int, int, tuple[int, int]],
     weight_bytes: float,
     moved_bytes: float,
     multiprocessors: float,
@@ -365,28 +384,30 @@ def _experts(
     activation function and summing results are passes of their own, so their traffic adds up.
 
     Args:
-        work: tokens of each expert, n, k and up_matrices.
+        work: tokens of each expert, n, k, up_matrices, and tokens of the batch and experts that the device holds.
         weight_bytes: weights that are read.
         moved_bytes: activations read and written.
         multiprocessors: of the device.
         fmt: float64[FORMAT_COLUMNS].
         tiles: int64[tile, TILE_COLUMNS].
     """
-    expert_tokens, n, k, up_matrices = work
+    expert_tokens, n, k, up_matrices, batch = work
     largest = 0
     for tokens in expert_tokens:
         largest = max(largest, tokens)
     up_compute_s, down_compute_s = np.inf, np.inf
     row_tiles, rows_of = 0, 0
-    for tile in range(int(fmt[FIRST_TILE]), int(fmt[END_TILE])):
+    up_k, down_k = np.ceil(k / _MIN_K) * _MIN_K, np.ceil(n / _MIN_K) * _MIN_K
+    first, end = _menu(batch, int(fmt[FIRST_TILE]), int(fmt[END_TILE]), tiles)
+    for tile in range(first, end):
         tile_m, tile_n = tiles[tile, TILE_M], tiles[tile, TILE_N]
         if tile_m != rows_of:  # tiles of equal rows stand together
             row_tiles, rows_of = _row_tiles(expert_tokens, tile_m), tile_m
         k_step_s = _k_step_s(tiles[tile], largest, multiprocessors, fmt)
         up_waves = _waves(float(row_tiles * ((up_matrices * n + tile_n - 1) // tile_n)), multiprocessors, fmt)
         down_waves = _waves(float(row_tiles * ((k + tile_n - 1) // tile_n)), multiprocessors, fmt)
-        up_compute_s = min(up_compute_s, up_waves * (k_step_s * max(_MIN_K, float(k)) + fmt[TILE_LATENCY_S]))
-        down_compute_s = min(down_compute_s, down_waves * (k_step_s * max(_MIN_K, float(n)) + fmt[TILE_LATENCY_S]))
+        up_compute_s = min(up_compute_s, up_waves * (k_step_s * up_k + fmt[TILE_LATENCY_S]))
+        down_compute_s = min(down_compute_s, down_waves * (k_step_s * down_k + fmt[TILE_LATENCY_S]))
     weights_s = weight_bytes * fmt[S_PER_WEIGHT_BYTE]
     up_weights_s = weights_s * up_matrices / (up_matrices + 1.0)
     down_weights_s = weights_s - up_weights_s
@@ -395,6 +416,21 @@ def _experts(
     products_s += fmt[EXPOSED] * (min(up_compute_s, up_weights_s) + min(down_compute_s, down_weights_s))
     _, bound = _bounded(fmt[LATENCY_S], up_compute_s + down_compute_s, weights_s + moved_s)
     return fmt[LATENCY_S] + products_s + moved_s, bound
+
+
+@njit(cache=True)
+def _menu(batch: tuple[int, int], first: int, end: int, tiles: Ints) -> tuple[int, int]:
+    """First and end of the tiles among which kernels choose for a batch: the first ones whose limits hold it."""
+    tokens, slots = batch
+    while first < end:
+        most, per_expert = tiles[first, TOKENS], tiles[first, TOKENS_PER_EXPERT]
+        after = first + 1
+        while after < end and tiles[after, TOKENS] == most and tiles[after, TOKENS_PER_EXPERT] == per_expert:
+            after += 1
+        if after == end or (tokens <= most and tokens <= per_expert * slots):
+            return first, after
+        first = after
+    return first, end
 
 
 @njit(cache=True)

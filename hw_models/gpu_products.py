@@ -43,9 +43,19 @@ class Tile(Config):
     tokens: Count | None = Field(
         default=None, description="Most tokens of a product that uses it; any number if empty."
     )
+    tokens_per_expert: Count | None = Field(
+        default=None, description="Most tokens of a batch per expert of the device (expert FFNs); any number if empty."
+    )
     rows: Literal[8, 16, 32, 64, 128, 256] = Field(description="Tokens of the tile.")
     columns: Count = Field(description="Outputs of the tile.")
     together: Count = Field(default=1, description="Tiles along the tokens that run as one cluster, filled or not.")
+
+
+def _ordered(tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    limits = [_limit(tile) for tile in tiles]
+    if limits and (limits != sorted(limits) or limits[-1] != _ANY_TOKENS or tiles[-1].tokens_per_expert is not None):
+        raise ValueError("tiles must stand in order of growing `tokens`, and the last must have no limit")
+    return tiles
 
 
 _BEST_ROWS: tuple[Literal[16, 32, 64, 128, 256], ...] = (16, 32, 64, 64, 64, 128, 128, 128, 256, 256)
@@ -94,10 +104,7 @@ class ProductKernels(Config):
     @field_validator("tiles")
     @classmethod
     def _tiles_cover_all_tokens(cls, tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
-        limits = [_limit(tile) for tile in tiles]
-        if limits and (limits != sorted(limits) or limits[-1] != _ANY_TOKENS):
-            raise ValueError("tiles must stand in order of growing `tokens`, and the last must have none")
-        return tiles
+        return _ordered(tiles)
 
 
 class TensorFormat(Config):
@@ -143,7 +150,14 @@ class GroupedKernels(Config):
     wave_tail: Parameter[Share] | None = Field(
         default=None, description="Share of the last wave's idle multiprocessors that find work."
     )
-    tiles: tuple[Tile, ...] = Field(default=(), description="Tiles, whatever the tokens; by default the best of all.")
+    tiles: tuple[Tile, ...] = Field(
+        default=(), description="Tiles by growing limits of the batch's tokens; by default the best of all."
+    )
+
+    @field_validator("tiles")
+    @classmethod
+    def _tiles_cover_all_tokens(cls, tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
+        return _ordered(tiles)
 
 
 class GroupedGemm(Config):
@@ -178,13 +192,20 @@ class GroupedGemm(Config):
     ungated: dict[DTypeName, GroupedKernels] = Field(
         default_factory=dict, description="Kernels of experts with one up projection, where these have others."
     )
+    sharded: dict[DTypeName, GroupedKernels] = Field(
+        default_factory=dict, description="Kernels of gated experts that several ranks share, where these have others."
+    )
+
+
+EXPERT_PLANES = ("weights", "ungated", "sharded")
+"""Sections of `GroupedGemm` with the kernels of expert FFNs: gated ones, ungated ones, and those on several ranks."""
 
 
 def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """What `gpu_kernel` prices products by.
 
     Returns:
-        float64[3, weight dtype, FORMAT_COLUMNS], of single products, of gated and of ungated expert FFNs;
+        float64[4, weight dtype, FORMAT_COLUMNS], of single products, of gated, ungated and sharded expert FFNs;
         int64[tile, TILE_COLUMNS].
     """
     tiles: list[tuple[int, ...]] = _tile_rows(BEST_TILES)
@@ -202,8 +223,7 @@ def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], 
         [[by[column] for column in range(kernel.FORMAT_COLUMNS)] for by in table]
         for table in (
             [_product_row(config, dtype, kernel, menu) for dtype in DTYPES],
-            [_expert_row(config, dtype, kernel, menu, gated=True) for dtype in DTYPES],
-            [_expert_row(config, dtype, kernel, menu, gated=False) for dtype in DTYPES],
+            *([_expert_row(config, dtype, kernel, menu, plane) for dtype in DTYPES] for plane in EXPERT_PLANES),
         )
     ]
     return np.array(rows, np.float64), np.array(tiles, np.int64)
@@ -214,7 +234,11 @@ def _limit(tile: Tile) -> int:
 
 
 def _tile_rows(tiles: Sequence[Tile]) -> list[tuple[int, ...]]:
-    return [(_limit(tile), tile.rows, tile.columns, tile.together) for tile in tiles]
+    # As many tokens per expert as any batch has, and no overflow when multiplied by experts.
+    any_tokens = 2**40
+    return [
+        (_limit(tile), tile.rows, tile.columns, tile.together, tile.tokens_per_expert or any_tokens) for tile in tiles
+    ]
 
 
 def _number(parameter: Parameter[Any] | None, default: float = 0.0) -> float:
@@ -257,14 +281,14 @@ def _product_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any) -> dic
     }
 
 
-def _own_kernels(grouped: GroupedGemm, dtype: str, *, gated: bool) -> GroupedKernels:
-    """What is particular to weights of `dtype`."""
-    known = grouped.weights if gated else grouped.weights | grouped.ungated
+def _own_kernels(grouped: GroupedGemm, dtype: str, section: str) -> GroupedKernels:
+    """What is particular to weights of `dtype`, in a section of its own or else in `weights`."""
+    known: dict[Any, GroupedKernels] = grouped.weights | getattr(grouped, section)
     return next((own for name, own in known.items() if name == dtype), GroupedKernels())
 
 
-def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, *, gated: bool) -> dict[int, float]:
-    grouped, own = config.grouped_gemm, _own_kernels(config.grouped_gemm, dtype, gated=gated)
+def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, section: str) -> dict[int, float]:
+    grouped, own = config.grouped_gemm, _own_kernels(config.grouped_gemm, dtype, section)
     formats = (own.format,) if own.format else COMPUTE_FORMATS[dtype]
     without = () if own.format else grouped.weight_only
     used = next(name for name in formats if name in config.formats and name not in without)

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
-from moesim.hw_models.calibration.measured import Floats, Ints, Measured, Source, group_numbers
-from moesim.hw_models.calibration.routed_tokens import rank_tokens
-from moesim.hw_models.calibration.tables import expert_table, product_table
+from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints, Measured, Source, group_numbers
+from moesim.hw_models.calibration.routed_tokens import GroupLimit, rank_tokens
+from moesim.hw_models.calibration.tables import Held, expert_table, product_table
+from moesim.hw_models.calibration.tuning import not_tuned
 from moesim.workloads.operator_table import OperatorTable
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ _FIRST_NEW_VLLM = (0, 17)
 """Before, vLLM's collector measured gated experts of every model, and gave what rounding left to leading experts."""
 _UNGATED_TOP_K = 22
 """Of the one model family measured whose experts have a single up projection (Nemotron 3)."""
+_LIMITED_SHAPES = {(7168, 2048, 8, 256): GroupLimit(groups=8, best=4)}
+"""Hidden and intermediate size, top-k and experts of the models whose routers look into the best groups only:
+DeepSeek-V3 and R1 (their `config.json`: n_group, topk_group). vLLM's and SGLang's collectors route as the model does;
+TensorRT-LLM's has one router for all."""
+_ONE_ROUTER = ("trtllm",)
+_TUNED = ("trtllm",)
+"""Frameworks that search for a configuration of expert kernels; see `tuning`."""
+_CASE_COLUMNS = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "distribution")
 _PRODUCT_COLUMNS = ("gemm_dtype", "m", "n", "k", "latency", "kernel_source")
 _EXPERT_COLUMNS = (
     "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size",
@@ -84,7 +93,8 @@ def read_products(folder: Path, framework: str = "*") -> list[Measured[OperatorT
 def read_experts(folder: Path, framework: str = "*") -> list[Measured[OperatorTable]]:
     """Expert FFNs of one rank, an entry per framework, version and number format; groups are MoE shapes.
 
-    A number format that was measured on one model only has its shards as groups.
+    A number format that was measured on one model only has its shards as groups. Labels: tokens, ranks, distribution,
+    kernel, and of TensorRT-LLM whether rows are `NOT_TUNED`.
 
     Raises:
         DataError: there is no such table, it lacks a column, or it has a distribution that is not known.
@@ -102,6 +112,9 @@ def read_experts(folder: Path, framework: str = "*") -> list[Measured[OperatorTa
                 "kernel": part.kernel_source.to_numpy(),
             }
             time_s = part.latency.to_numpy(np.float64) * _S_PER_MS
+            if source.framework in _TUNED:
+                case = group_numbers([part[column].to_numpy() for column in _CASE_COLUMNS])
+                labels[NOT_TUNED] = not_tuned(table, time_s, case)
             measured.append(Measured(table, time_s, _moe_groups(part), source, labels))
     return measured
 
@@ -169,8 +182,8 @@ def _experts(path: Path, rows: "pd.DataFrame", dtype: str, source: Source) -> Op
     keys = rows[["num_tokens", "num_experts", "topk", "moe_ep_size", "distribution"]].itertuples(index=False)
     expert_tokens = np.zeros((len(rows), int((rows.num_experts // rows.moe_ep_size).max())), np.int64)
     try:
-        for line, key in zip(expert_tokens, keys, strict=True):
-            counts = _cached_tokens(*key, leading=not _is_new(source))
+        for line, key, limit in zip(expert_tokens, keys, _limits(rows, source), strict=True):
+            counts = _cached_tokens(*key, leading=not _is_new(source), limit=limit)
             line[: len(counts)] = counts
     except ValueError as error:
         raise DataError(f"{path}: distribution", str(error)) from None
@@ -178,12 +191,32 @@ def _experts(path: Path, rows: "pd.DataFrame", dtype: str, source: Source) -> Op
     foreign = (pairs - expert_tokens.sum(axis=1)) * rows.kernel_source.map(_foreign_share).to_numpy(np.float64)
     ungated = (rows.topk == _UNGATED_TOP_K).to_numpy() & _is_new(source)
     inner = (rows.inter_size // rows.moe_tp_size).to_numpy()
-    return expert_table(expert_tokens, inner, rows.hidden_size.to_numpy(), dtype, np.where(ungated, 1, 2), foreign)
+    hidden, up_matrices = rows.hidden_size.to_numpy(), np.where(ungated, 1, 2)
+    held = Held(rows.num_tokens.to_numpy(), (rows.num_experts // rows.moe_ep_size).to_numpy(), rows.moe_ep_size)
+    return expert_table(expert_tokens, inner, hidden, dtype, up_matrices, foreign, held)
 
 
 @lru_cache(maxsize=50_000)
-def _cached_tokens(tokens: int, experts: int, top_k: int, ranks: int, distribution: str, *, leading: bool) -> Ints:
-    return rank_tokens(int(tokens), int(experts), int(top_k), int(ranks), distribution, leading=leading)
+def _cached_tokens(  # noqa: PLR0913, PLR0917, what names a measurement
+    tokens: int,
+    experts: int,
+    top_k: int,
+    ranks: int,
+    distribution: str,
+    *,
+    leading: bool,
+    limit: GroupLimit | None,
+) -> Ints:
+    sizes = int(tokens), int(experts), int(top_k), int(ranks)
+    return rank_tokens(*sizes, distribution, leading=leading, limit=limit)
+
+
+def _limits(rows: "pd.DataFrame", source: Source) -> list[GroupLimit | None]:
+    """The limit of each row's router."""
+    if source.framework in _ONE_ROUTER or not _is_new(source):
+        return [None] * len(rows)
+    shapes = rows[["hidden_size", "inter_size", "topk", "num_experts"]].itertuples(index=False, name=None)
+    return [_LIMITED_SHAPES.get(shape) for shape in shapes]
 
 
 def _foreign_share(kernel: Any) -> float:

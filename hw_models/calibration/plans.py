@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moesim.hw_models.calibration.errors import stated_error
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Free, Progress, Settings, calibrate, valid_range
-from moesim.hw_models.calibration.measured import Floats, Ints, Measured
+from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints, Measured
 from moesim.hw_models.gpu import GPU, GpuConfig, GpuFit
 from moesim.hw_models.gpu_products import COMPUTE_FORMATS, GroupedKernels
 from moesim.hw_models.parameters import parameters, with_values
@@ -150,10 +150,14 @@ def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: st
     )
 
 
-def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str, *, gated: bool = True) -> Plan:
-    """The fit of expert FFNs with weights of `dtype`; ungated ones where they run other kernels."""
-    section = "weights" if gated else "ungated"
-    if gated and dtype == "bf16":
+def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str, section: str = "weights") -> Plan:
+    """The fit of expert FFNs with weights of `dtype`; in a section of `EXPERT_PLANES` where these run other kernels.
+
+    Rows labelled as not tuned are no part of it.
+    """
+    broken = measured.labels.get(NOT_TUNED, np.zeros(len(measured), np.bool_))
+    measured = measured.take(np.flatnonzero(~broken))
+    if section == "weights" and dtype == "bf16":
         own, sustained = "grouped_gemm.", "grouped_gemm.sustained.bf16"
     else:
         config = _with_section(config, section, dtype)
@@ -161,14 +165,21 @@ def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str
         sustained = f"{own}sustained"
     space = {sustained: _SUSTAINED} | {f"{own}{name}": free for name, free in _EXPERT_SPACE.items()}
     space[f"{own}l2_bandwidth"] = _l2_space(config)
-    name = f"experts_{dtype}" if gated else f"ungated_experts_{dtype}"
+    name = f"experts_{dtype}" if section == "weights" else f"{section}_experts_{dtype}"
     valid = _valid(measured.table)
     return Plan(name, measured, config, space, ("grouped_gemm",), _covered(dtype), valid)
 
 
-def with_gates(measured: Measured[OperatorTable], *, gated: bool) -> Measured[OperatorTable]:
-    """The rows whose experts are, or are not, gated."""
-    return measured.take(np.flatnonzero((measured.table.up_matrices > 1) == gated))
+def expert_sections(measured: Measured[OperatorTable]) -> dict[str, Ints]:
+    """Rows by section of `EXPERT_PLANES`: where ungated experts, or those of several ranks, run kernels of their own."""
+    kernel, table = measured.labels["kernel"], measured.table
+    sections = {"weights": np.arange(len(measured))}
+    for section, rows in (("ungated", table.up_matrices == 1), ("sharded", table.expert_ranks > 1)):
+        others = sections["weights"]
+        own, rest = others[rows[others]], others[~rows[others]]
+        if len(own) and len(rest) and not np.isin(kernel[own], kernel[rest]).any():
+            sections |= {"weights": rest, section: own}
+    return sections
 
 
 def _l2_space(config: GpuConfig) -> Free:
