@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import DataError
 from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints, Measured, Source, group_numbers
-from moesim.hw_models.calibration.routed_tokens import GroupLimit, rank_tokens
+from moesim.hw_models.calibration.routed_tokens import BALANCED, GroupLimit, RankBatch, rank_batch, rank_tokens
 from moesim.hw_models.calibration.tables import Held, expert_table, product_table
 from moesim.hw_models.calibration.tuning import not_tuned
 from moesim.workloads.operator_table import OperatorTable
@@ -45,6 +45,9 @@ _LIMITED_SHAPES = {(7168, 2048, 8, 256): GroupLimit(groups=8, best=4)}
 DeepSeek-V3 and R1 (their `config.json`: n_group, topk_group). vLLM's and SGLang's collectors route as the model does;
 TensorRT-LLM's has one router for all."""
 _ONE_ROUTER = ("trtllm",)
+_NOT_LESS = 0.8
+"""Time of one of two ranks over that of one alone, above which it does as much work. On the H200, kernels that leave
+out other ranks' pairs have 0.45 to 0.7 at some number of shards, those that do not 0.88 and more at all."""
 _TUNED = ("trtllm",)
 """Frameworks that search for a configuration of expert kernels; see `tuning`."""
 _CASE_COLUMNS = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "distribution")
@@ -187,12 +190,16 @@ def _experts(path: Path, rows: "pd.DataFrame", dtype: str, source: Source) -> Op
             line[: len(counts)] = counts
     except ValueError as error:
         raise DataError(f"{path}: distribution", str(error)) from None
-    pairs = (rows.num_tokens * rows.topk).to_numpy(np.float64)
+    pairs, tokens = (rows.num_tokens * rows.topk).to_numpy(np.float64), rows.num_tokens.to_numpy(np.int64)
     foreign = (pairs - expert_tokens.sum(axis=1)) * rows.kernel_source.map(_foreign_share).to_numpy(np.float64)
+    if source.framework == "sglang":
+        alone = _computes_all(rows)
+        tokens = _computed(rows, alone, expert_tokens)
+        foreign[alone] = 0.0
     ungated = (rows.topk == _UNGATED_TOP_K).to_numpy() & _is_new(source)
     inner = (rows.inter_size // rows.moe_tp_size).to_numpy()
     hidden, up_matrices = rows.hidden_size.to_numpy(), np.where(ungated, 1, 2)
-    held = Held(rows.num_tokens.to_numpy(), (rows.num_experts // rows.moe_ep_size).to_numpy(), rows.moe_ep_size)
+    held = Held(tokens, (rows.num_experts // rows.moe_ep_size).to_numpy(), rows.moe_ep_size)
     return expert_table(expert_tokens, inner, hidden, dtype, up_matrices, foreign, held)
 
 
@@ -217,6 +224,40 @@ def _limits(rows: "pd.DataFrame", source: Source) -> list[GroupLimit | None]:
         return [None] * len(rows)
     shapes = rows[["hidden_size", "inter_size", "topk", "num_experts"]].itertuples(index=False, name=None)
     return [_LIMITED_SHAPES.get(shape) for shape in shapes]
+
+
+def _computes_all(rows: "pd.DataFrame") -> NDArray[np.bool_]:
+    """bool[row]: rows of several ranks whose kernel computed the pairs of other ranks too; see `rank_batch`.
+
+    Some shapes were measured so and others not. It shows where one of two ranks takes about as long as one that holds
+    all experts, whatever the number of shards.
+    """
+    shape = group_numbers([rows[column].to_numpy() for column in ("hidden_size", "inter_size", "topk", "num_experts")])
+    most = (rows.num_tokens == rows.num_tokens.max()) & (rows.distribution == BALANCED)
+    alone = np.zeros(len(rows), np.bool_)
+    for number in np.unique(shape):
+        part = rows[most.to_numpy() & (shape == number)]
+        times = part.pivot_table(index="moe_tp_size", columns="moe_ep_size", values="latency")
+        limited = tuple(rows[shape == number].iloc[0][["hidden_size", "inter_size", "topk", "num_experts"]]) in _LIMITED_SHAPES
+        if {1, 2} <= set(times.columns) and not limited:
+            alone |= (shape == number) & bool((times[2] / times[1]).min() > _NOT_LESS)
+    return alone & (rows.moe_ep_size > 1).to_numpy()
+
+
+def _computed(rows: "pd.DataFrame", alone: NDArray[np.bool_], expert_tokens: Ints) -> Ints:
+    """Tokens that each row's kernel looks at; where `alone`, writes the tokens of its experts too."""
+    tokens = rows.num_tokens.to_numpy(np.int64).copy()
+    keys = rows[["num_tokens", "num_experts", "topk", "moe_ep_size", "distribution"]][alone]
+    for at, key in zip(np.flatnonzero(alone), keys.itertuples(index=False), strict=True):
+        batch = _cached_batch(*key)
+        expert_tokens[at, : len(batch.expert_tokens)] = batch.expert_tokens
+        tokens[at] = batch.tokens
+    return tokens
+
+
+@lru_cache(maxsize=50_000)
+def _cached_batch(tokens: int, experts: int, top_k: int, ranks: int, distribution: str) -> RankBatch:
+    return rank_batch(int(tokens), int(experts), int(top_k), int(ranks), distribution)
 
 
 def _foreign_share(kernel: Any) -> float:
