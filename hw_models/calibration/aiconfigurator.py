@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 PUBLISHER = "aiconfigurator (NVIDIA)"
 PRODUCT_DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 EXPERT_DTYPES = PRODUCT_DTYPES | {"w4a16_mxfp4": "mxfp4"}
-FOREIGN_SHARE = {"triton": 0.75, "": 0.05}
+FOREIGN_SHARE = {"oaitriton": 0.05, "triton": 0.75, "marlin": 0.75, "moe_torch_flow$": 0.75, "": 0.05}
 """Share of the traffic of a pair of token and expert that is moved although the expert is on another rank, by what the
-name of the kernel contains. Triton's kernels keep rows of zeros for such pairs; CUTLASS's sort them out. Fitted: 0.70
-to 0.79 and 0.02 to 0.09 (vLLM 0.24.0 on H100 and H200, SGLang 0.5.14 and TensorRT-LLM 1.3.0rc20 on H200)."""
+name of the kernel contains ($: ends with), the first that fits. Triton's fused kernel, Marlin and TensorRT-LLM's use of
+OpenAI's kernels keep rows of zeros for such pairs; CUTLASS's sort them out, and so does vLLM's use of OpenAI's. Fitted:
+0.70 to 0.79 and 0.02 to 0.09 (vLLM 0.24.0 on H100 and H200, SGLang 0.5.14 and TensorRT-LLM 1.3.0rc20 on H200)."""
 _ROTATED, _COPIES = ("bf16", "fp8"), 6
 """Weights that the collectors multiply by in turn, so that L2 does not keep them (collect_gemm.py; bf16 and fp8)."""
 _KEEPS_COPIES = {"rtx_pro_6000": (128 * 2**20, 1.597e12)}
@@ -261,7 +262,7 @@ def _cached_batch(tokens: int, experts: int, top_k: int, ranks: int, distributio
 
 
 def _foreign_share(kernel: Any) -> float:
-    return next(share for name, share in FOREIGN_SHARE.items() if name in str(kernel))
+    return next(share for name, share in FOREIGN_SHARE.items() if name in f"{kernel}$")
 
 
 def _is_new(source: Source) -> bool:
