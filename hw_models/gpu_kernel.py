@@ -54,6 +54,9 @@ COMPUTE, MEMORY, LATENCY = range(3)
     FORMAT_COLUMNS,
 ) = range(21)
 
+SHARED_LATENCY_S = SPLIT_LATENCY_S
+"""Expert FFNs, which no kernel splits along k, have launches more on devices that share experts in this column."""
+
 # The plane of residuals that holds those of attention.
 ATTENTION_PLANE = 4
 
@@ -162,7 +165,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         if kind == GEMM:
             price = _gemm(m, n, k, groups, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == GROUPED_GEMM:
-            batch = (columns.routed_tokens[row], columns.expert_slots[row])
+            batch = (columns.routed_tokens[row], columns.expert_slots[row], columns.expert_ranks[row])
             work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row], batch)
             price = _experts(work, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == ATTENTION:
@@ -371,7 +374,7 @@ def _split_product(
 
 @njit(cache=True)
 def _experts(
-    work: tuple[Ints, int, int, int, tuple[int, int]],
+    work: tuple[Ints, int, int, int, tuple[int, int, int]],
     weight_bytes: float,
     moved_bytes: float,
     multiprocessors: float,
@@ -384,7 +387,8 @@ def _experts(
     activation function and summing results are passes of their own, so their traffic adds up.
 
     Args:
-        work: tokens of each expert, n, k, up_matrices, and tokens of the batch and experts that the device holds.
+        work: tokens of each expert, n, k, up_matrices, and of the batch: tokens, experts that the device
+            holds, and ranks that share all of them.
         weight_bytes: weights that are read.
         moved_bytes: activations read and written.
         multiprocessors: of the device.
@@ -414,14 +418,15 @@ def _experts(
     moved_s = moved_bytes * fmt[S_PER_MOVED_BYTE]
     products_s = max(up_compute_s, up_weights_s) + max(down_compute_s, down_weights_s)
     products_s += fmt[EXPOSED] * (min(up_compute_s, up_weights_s) + min(down_compute_s, down_weights_s))
-    _, bound = _bounded(fmt[LATENCY_S], up_compute_s + down_compute_s, weights_s + moved_s)
-    return fmt[LATENCY_S] + products_s + moved_s, bound
+    latency_s = fmt[LATENCY_S] + (fmt[SHARED_LATENCY_S] if batch[2] > 1 else 0.0)
+    _, bound = _bounded(latency_s, up_compute_s + down_compute_s, weights_s + moved_s)
+    return latency_s + products_s + moved_s, bound
 
 
 @njit(cache=True)
-def _menu(batch: tuple[int, int], first: int, end: int, tiles: Ints) -> tuple[int, int]:
+def _menu(batch: tuple[int, int, int], first: int, end: int, tiles: Ints) -> tuple[int, int]:
     """First and end of the tiles among which kernels choose for a batch: the first ones whose limits hold it."""
-    tokens, slots = batch
+    tokens, slots, _ = batch
     while first < end:
         most, per_expert = tiles[first, TOKENS], tiles[first, TOKENS_PER_EXPERT]
         after = first + 1

@@ -128,6 +128,9 @@ class GroupedKernels(Config):
 
     format: Format | None = Field(default=None, description="Format in which these weights are multiplied.")
     latency: Parameter[Seconds] | None = Field(default=None, description="Launches, sorting and activation, s.")
+    shared_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Launches more on devices that share the experts with others, s; 0 if empty."
+    )
     sustained: Parameter[Fraction] | None = Field(default=None, description="Share of the format's peak.")
     weights_dram_sustained: Parameter[Fraction] | None = Field(
         default=None, description="Share of the DRAM bandwidth for weights."
@@ -164,6 +167,9 @@ class GroupedGemm(Config):
     """Expert FFNs: grouped products, with the sorting and gathering of tokens around them."""
 
     latency: Parameter[Seconds] = Field(description="Launches, sorting and activation of one expert FFN, s.")
+    shared_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Launches more on devices that share the experts with others, s; 0 if empty."
+    )
     sustained: dict[Format, Parameter[Fraction]] = Field(description="Share of each format's peak.")
     weight_only: tuple[Format, ...] = Field(
         default=(), description="Formats without expert kernels of their own: weights are turned into bf16 on the way."
@@ -309,7 +315,7 @@ def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, section
         kernel.S_PER_L2_BYTE: 1 / (own.l2_bandwidth or grouped.l2_bandwidth or config.l2_bandwidth).value,
         kernel.TILE_LATENCY_S: (own.tile_latency or grouped.tile_latency).value,
         kernel.STEP_LATENCY_S: _number(own.step_latency or grouped.step_latency),
-        kernel.SPLIT_LATENCY_S: 0.0,
+        kernel.SHARED_LATENCY_S: _number(own.shared_latency or grouped.shared_latency),
         kernel.EXPOSED: _number(own.exposed or grouped.exposed),
         kernel.WAVE_TAIL: _number(own.wave_tail or grouped.wave_tail),
         kernel.CACHED_BYTES: 0.0,

@@ -32,6 +32,7 @@ _QUANTISE_SPACE = {
 }
 _EXPERT_SPACE = {
     "latency": Free(30 * _US, 2 * _US, 300 * _US),
+    "shared_latency": Free(2 * _US, 0.01 * _US, 100 * _US),
     "weights_dram_sustained": Free(0.7, 0.03, 1.0),
     "moved_dram_sustained": Free(0.5, 0.03, 1.0),
     "tile_latency": Free(1 * _US, 0.05 * _US, 20 * _US),
