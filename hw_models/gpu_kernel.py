@@ -54,8 +54,9 @@ COMPUTE, MEMORY, LATENCY = range(3)
     FORMAT_COLUMNS,
 ) = range(21)
 
-SHARED_LATENCY_S = SPLIT_LATENCY_S
-"""Expert FFNs, which no kernel splits along k, have launches more on devices that share experts in this column."""
+# Expert FFNs are not split along k, and quantised elsewhere; they have two things of their own in these columns:
+# launches more on devices that share experts, and the extra time of a tile that tokens do not fill, in full tiles.
+SHARED_LATENCY_S, PARTIAL_TILE = SPLIT_LATENCY_S, S_PER_QUANTISED_ROW
 
 # The plane of residuals that holds those of attention.
 ATTENTION_PLANE = 4
@@ -400,13 +401,13 @@ def _experts(
     for tokens in expert_tokens:
         largest = max(largest, tokens)
     up_compute_s, down_compute_s = np.inf, np.inf
-    row_tiles, rows_of = 0, 0
+    row_tiles, rows_of = 0.0, 0
     up_k, down_k = np.ceil(k / _MIN_K) * _MIN_K, np.ceil(n / _MIN_K) * _MIN_K
     first, end = _menu(batch, int(fmt[FIRST_TILE]), int(fmt[END_TILE]), tiles)
     for tile in range(first, end):
         tile_m, tile_n = tiles[tile, TILE_M], tiles[tile, TILE_N]
         if tile_m != rows_of:  # tiles of equal rows stand together
-            row_tiles, rows_of = _row_tiles(expert_tokens, tile_m), tile_m
+            row_tiles, rows_of = _row_tiles(expert_tokens, tile_m, fmt[PARTIAL_TILE]), tile_m
         k_step_s = _k_step_s(tiles[tile], largest, multiprocessors, fmt)
         up_waves = _waves(float(row_tiles * ((up_matrices * n + tile_n - 1) // tile_n)), multiprocessors, fmt)
         down_waves = _waves(float(row_tiles * ((k + tile_n - 1) // tile_n)), multiprocessors, fmt)
@@ -439,12 +440,16 @@ def _menu(batch: tuple[int, int, int], first: int, end: int, tiles: Ints) -> tup
 
 
 @njit(cache=True)
-def _row_tiles(expert_tokens: Ints, tile_m: int) -> int:
-    """Tiles of `tile_m` rows along the tokens of all experts. Rows are powers of two, so tokens turn by shifts."""
+def _row_tiles(expert_tokens: Ints, tile_m: int, partial: float) -> float:
+    """Tiles of `tile_m` rows along the tokens of all experts, those that are not full counting `partial` more.
+
+    Rows are powers of two, so tokens turn by shifts.
+    """
     bits = 0
     while (1 << bits) < tile_m:
         bits += 1
-    count = 0
+    count = not_full = 0
     for tokens in expert_tokens:
         count += (tokens + tile_m - 1) >> bits
-    return count
+        not_full += (tokens >> bits) << bits != tokens
+    return count + partial * not_full

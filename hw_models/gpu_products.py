@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Format = Literal["tf32", "bf16", "fp8", "fp8_block", "int8", "fp4"]
 Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 COMPUTE_FORMATS: dict[str, tuple[Format, ...]] = {
     "fp32": ("tf32", "bf16"),
@@ -147,6 +148,9 @@ class GroupedKernels(Config):
     step_latency: Parameter[Seconds] | None = Field(
         default=None, description="Least time of a tile's main loop per element of k, s."
     )
+    partial_tile: Parameter[NonNegative] | None = Field(
+        default=None, description="Extra time of a tile that tokens do not fill, in times of a full one; 0 if empty."
+    )
     exposed: Parameter[Share] | None = Field(
         default=None, description="Share of the shorter of computing and weights that the longer does not hide."
     )
@@ -185,6 +189,9 @@ class GroupedGemm(Config):
     )
     step_latency: Parameter[Seconds] | None = Field(
         default=None, description="Least time of a tile's main loop per element of k, s; 0 if empty."
+    )
+    partial_tile: Parameter[NonNegative] | None = Field(
+        default=None, description="Extra time of a tile that tokens do not fill, in times of a full one; 0 if empty."
     )
     exposed: Parameter[Share] | None = Field(
         default=None, description="Share of the shorter of computing and weights that the longer does not hide."
@@ -320,7 +327,7 @@ def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, section
         kernel.WAVE_TAIL: _number(own.wave_tail or grouped.wave_tail),
         kernel.CACHED_BYTES: 0.0,
         kernel.S_PER_QUANTISED_ELEMENT: 0.0,
-        kernel.S_PER_QUANTISED_ROW: 0.0,
+        kernel.PARTIAL_TILE: _number(own.partial_tile or grouped.partial_tile),
         kernel.MAX_SPLIT: 1,
         kernel.FIRST_TILE: first,
         kernel.END_TILE: end,

@@ -37,6 +37,7 @@ _EXPERT_SPACE = {
     "moved_dram_sustained": Free(0.5, 0.03, 1.0),
     "tile_latency": Free(1 * _US, 0.05 * _US, 20 * _US),
     "step_latency": Free(1e-9, 1e-11, 1e-7),
+    "partial_tile": Free(0.1, 1e-3, 4.0),
     "exposed": Free(0.3, 1e-3, 1.0),
     "wave_tail": Free(0.3, 1e-3, 1.0),
 }
