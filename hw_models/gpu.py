@@ -228,7 +228,9 @@ class GPU:
         yield plane, index
         if PLANES[plane] == "experts":
             for other, name in enumerate(PLANES):
-                shares = name.endswith("_experts") and np.array_equal(self._formats[other, index], self._formats[plane, index])
+                shares = name.endswith("_experts") and np.array_equal(
+                    self._formats[other, index], self._formats[plane, index]
+                )
                 if shares:
                     yield other, index
 

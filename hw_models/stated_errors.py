@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 PLANES = ("gemm", "experts", "ungated_experts", "sharded_experts", "attention")
 """What residuals tell apart: single products; gated, ungated and sharded experts by weight format; attention by kernel.
 Sharded are gated experts of several ranks, where these run other kernels."""
-_FORMS = {"gemm": "gemm", "experts": "grouped_gemm", "ungated_experts": "grouped_gemm", "sharded_experts": "grouped_gemm"}
+_FORMS = {
+    "gemm": "gemm",
+    "experts": "grouped_gemm",
+    "ungated_experts": "grouped_gemm",
+    "sharded_experts": "grouped_gemm",
+}
 _OWN_KERNELS = ("ungated_experts", "sharded_experts")
 _GATED_MATRICES = 2
 

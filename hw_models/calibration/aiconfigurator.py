@@ -205,7 +205,7 @@ def _experts(path: Path, rows: "pd.DataFrame", dtype: str, source: Source) -> Op
 
 
 @lru_cache(maxsize=50_000)
-def _cached_tokens(  # noqa: PLR0913, PLR0917, what names a measurement
+def _cached_tokens(
     tokens: int,
     experts: int,
     top_k: int,
@@ -239,7 +239,10 @@ def _computes_all(rows: "pd.DataFrame") -> NDArray[np.bool_]:
     for number in np.unique(shape):
         part = rows[most.to_numpy() & (shape == number)]
         times = part.pivot_table(index="moe_tp_size", columns="moe_ep_size", values="latency")
-        limited = tuple(rows[shape == number].iloc[0][["hidden_size", "inter_size", "topk", "num_experts"]]) in _LIMITED_SHAPES
+        limited = (
+            tuple(rows[shape == number].iloc[0][["hidden_size", "inter_size", "topk", "num_experts"]])
+            in _LIMITED_SHAPES
+        )
         if {1, 2} <= set(times.columns) and not limited:
             alone |= (shape == number) & bool((times[2] / times[1]).min() > _NOT_LESS)
     return alone & (rows.moe_ep_size > 1).to_numpy()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-
 from moesim.errors import ConfigError, DataError
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
 from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans, attention_sets

@@ -173,7 +173,7 @@ def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str
 
 
 def expert_sections(measured: Measured[OperatorTable]) -> dict[str, Ints]:
-    """Rows by section of `EXPERT_PLANES`: where ungated experts, or those of several ranks, run kernels of their own."""
+    """Rows by section of `EXPERT_PLANES`: ungated experts, and those of several ranks, where they run other kernels."""
     kernel, table = measured.labels["kernel"], measured.table
     sections = {"weights": np.arange(len(measured))}
     for section, rows in (("ungated", table.up_matrices == 1), ("sharded", table.expert_ranks > 1)):

@@ -13,11 +13,14 @@ from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Settings
 from moesim.hw_models.calibration.measured import Floats
 from moesim.hw_models.calibration.plans import Plan
+from moesim.hw_models.calibration.routed_tokens import BALANCED
 from moesim.hw_models.calibration.splits import folds
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.residual import Trees
 
 _TREES, _LEAVES, _RATE = 60, 31, 0.2
+_DRAWN_TREES, _DRAWN_RATE, _DRAWN_WEIGHT = 100, 0.1, 1 / 3
+"""Where rows are random draws, as experts' under a power law, trees follow medians, and such rows weigh less."""
 _LEAST_SHARE = 0.004
 """Of the rows in a leaf, at least."""
 _RANGE_PERCENTILE = 0.5
@@ -56,15 +59,16 @@ def learn_residual(
         ConfigError: scikit-learn is not installed.
     """
     measured, unseen_s = plan.measured, np.empty(len(plan.measured))
+    weight = _weights(plan)
     splits = folds(measured.group, len(result.fold_values), settings.seed)
     for (kept, left_out), values in zip(splits, result.fold_values, strict=True):
         features, physics_s, usable, anchors = _inputs(plan, plan.with_values(values))
         used = kept[usable[kept]]
-        learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors)
+        learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors, weight[used])
         unseen_s[left_out] = physics_s[left_out] * np.exp(learner.predict(features[left_out]))
     unseen = error_buckets(unseen_s, measured.time_s)
     features, physics_s, usable, anchors = _inputs(plan, processor.config)
-    learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors)
+    learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors, weight[usable])
     low, high = np.percentile(learner.predict(features[usable]), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
     fingerprint = processor.fingerprint(plan.residual_name)
     trees = _trees(learner, (float(low), float(high)), fingerprint, unseen["all"].mean)
@@ -80,22 +84,33 @@ def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floa
     return features, processor.price(table).time_s, plan.representative(physics), anchors
 
 
-def _learn(features: Floats, ratio: Floats, anchors: Floats) -> Any:
+def _weights(plan: Plan | AttentionPlan) -> Floats:
+    """float64[row]: what rows count; random draws count less."""
+    distribution = plan.measured.labels.get("distribution", np.full(len(plan.measured), BALANCED))
+    weight: Floats = np.where(distribution == BALANCED, 1.0, _DRAWN_WEIGHT)
+    return weight
+
+
+def _learn(features: Floats, ratio: Floats, anchors: Floats, weight: Floats) -> Any:
     """Trees for the logarithm of `ratio` of measured time and physics, which is 0 at the anchors."""
     try:
         from sklearn.ensemble import HistGradientBoostingRegressor
     except ImportError:
         raise ConfigError("--residual", "needs scikit-learn: pip install 'moesim[calibrate]'") from None
+    drawn = bool((weight < 1.0).any())
     learner = HistGradientBoostingRegressor(
-        max_iter=_TREES,
+        loss="absolute_error" if drawn else "squared_error",
+        max_iter=_DRAWN_TREES if drawn else _TREES,
         max_leaf_nodes=_LEAVES,
-        learning_rate=_RATE,
+        learning_rate=_DRAWN_RATE if drawn else _RATE,
         min_samples_leaf=max(20, int(_LEAST_SHARE * len(ratio))),
         l2_regularization=1.0,
         early_stopping=False,
         random_state=0,
     )
-    return learner.fit(np.vstack([features, anchors]), np.concatenate([np.log(ratio), np.zeros(len(anchors))]))
+    target = np.concatenate([np.log(ratio), np.zeros(len(anchors))])
+    weights = np.concatenate([weight, np.ones(len(anchors))])
+    return learner.fit(np.vstack([features, anchors]), target, sample_weight=weights)
 
 
 def _trees(learner: Any, limits: tuple[float, float], fingerprint: str, error: float) -> Trees:

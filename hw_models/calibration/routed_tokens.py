@@ -36,15 +36,12 @@ class RankBatch(NamedTuple):
     tokens: int
 
 
-def rank_batch(
-    tokens: int, experts: int, top_k: int, ranks: int, distribution: str, *, seed: int = 0
-) -> RankBatch:
+def rank_batch(tokens: int, experts: int, top_k: int, ranks: int, distribution: str, *, seed: int = 0) -> RankBatch:
     """The batch of a rank that only gets tokens for it, and whose first expert also computes their other choices.
 
     A collector of SGLang 0.5 measured so: it set the numbers of experts on other ranks to 0.
 
-    Args:
-        tokens, experts, top_k, ranks, distribution, seed: as `rank_tokens`.
+    What is given is as for `rank_tokens`.
 
     Raises:
         ValueError: unknown distribution.
@@ -64,7 +61,7 @@ def rank_batch(
     return RankBatch(counts.astype(np.int64), int(weight[comes].sum()))
 
 
-def rank_tokens(  # noqa: PLR0913, what names a measurement
+def rank_tokens(
     tokens: int,
     experts: int,
     top_k: int,
@@ -114,7 +111,7 @@ def _exponent(distribution: str) -> float:
 
 
 def _balanced(tokens: int, experts: int, top_k: int) -> Counts:
-    """int64[token, choice]: i, i + s, i + 2s, ... with s = experts / top_k, rounded up; few tokens are spread evenly."""
+    """int64[token, choice]: i, i + s, i + 2s, ... with s = experts / top_k, rounded up; few tokens spread evenly."""
     stride = -(-experts // top_k)
     start = np.arange(tokens) if tokens >= stride else np.arange(tokens) * stride // tokens
     chosen: Counts = (start[:, None] + np.arange(top_k) * stride) % experts

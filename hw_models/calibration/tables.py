@@ -73,7 +73,7 @@ class Held(NamedTuple):
     ranks: ArrayLike
 
 
-def expert_table(  # noqa: PLR0913, PLR0917, columns
+def expert_table(
     expert_tokens: NDArray[np.int64],
     n: ArrayLike,
     k: ArrayLike,
