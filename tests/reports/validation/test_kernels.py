@@ -53,7 +53,7 @@ def kernels(factors: dict[str, float], unseen: dict[str, float] | None = None) -
 
 
 def test_balanced_loads_and_drawn_ones_are_told_apart() -> None:
-    item = kernels({PHYSICS: 1.0, RESIDUAL: 1.2}, {RESIDUAL: 1.3})
+    item = kernels({ROOFLINE: 0.5, PHYSICS: 1.0, RESIDUAL: 1.2}, {PHYSICS: 1.1, RESIDUAL: 1.3})
     labels = {"distribution": np.array(["balanced"] * 2 + ["power_law_1.2"] * 4)}
     apart = list(by_distribution([replace(item, measured=replace(item.measured, labels=labels)), item]))
     assert [(one.distribution, len(one.measured)) for one in apart] == [("balanced", 2), ("power law", 4), (None, 6)]
@@ -61,7 +61,7 @@ def test_balanced_loads_and_drawn_ones_are_told_apart() -> None:
     assert [row["distribution"] for row in rows] == ["balanced", "power law", None]
     assert rows[1]["mean_abs_error"] == pytest.approx(0.2)
     assert rows[1]["unseen_mean_abs_error"] == pytest.approx(0.3)
-    assert "|vllm bf16|power law|4|median|-|-|30.0%|30.0%|" in as_markdown([apart[1]])
+    assert "|vllm bf16|power law|4|median|10.0%|10.0%|30.0%|30.0%|" in as_markdown([apart[1]])
 
 
 FACTORS = {ROOFLINE: 0.5, PHYSICS: 1.1, RESIDUAL: 0.98}
