@@ -1,6 +1,7 @@
 """GPUs: a roofline with tiles, waves and launches, fitted to measured kernels."""
 
 import operator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from moesim.configs.loader import Config
 from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table, pricing_values
 from moesim.hw_models.gpu_products import (
+    ANY_TOKENS_PER_EXPERT,
     Format,
     GroupedGemm,
     ProductKernels,
@@ -148,7 +150,7 @@ class GPU:
         self._attention = _attention_tables(config, repeated=config.attention.repeated)
         self._attention_in_models = _attention_tables(config, repeated=False)
         found, columns = self.matching_models(), max(len(DTYPES), 2 * len(config.attention.kernels))
-        models = [(*self._place(name), model) for name, model in found.items()]
+        models = [(*place, model) for name, model in found.items() for place in self._places(name)]
         self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), columns))
         self._corrects_attention = any(PLANES[plane] == "attention" for plane, _, _ in models)
         self._product_errors = product_errors(config.fits, models)
@@ -261,10 +263,13 @@ class GPU:
 
         row = self._formats[plane, index]
         tiles = self._tiles[int(row[gpu_kernel.FIRST_TILE]) : int(row[gpu_kernel.END_TILE])]
-        single = plane == PLANES.index("gemm")
-        own = row[list(gpu_kernel.SINGLE_COLUMNS)] if single else row[:0]
-        used = tiles if single else tiles[:, : gpu_kernel.LONE]
-        return fingerprint(np.concatenate([multiprocessors, row[: gpu_kernel.MODEL_COLUMNS], own, used.ravel()]))
+        shared = [multiprocessors, row[: gpu_kernel.MODEL_COLUMNS]]
+        if plane == PLANES.index("gemm"):
+            own = row[list(gpu_kernel.SINGLE_COLUMNS)], tiles[:, : gpu_kernel.TOKENS_PER_EXPERT].ravel()
+        else:
+            limits = tiles[:, gpu_kernel.TOKENS_PER_EXPERT]
+            own = tiles[:, : gpu_kernel.LONE].ravel(), limits[limits < ANY_TOKENS_PER_EXPERT]
+        return fingerprint(np.concatenate([*shared, *own]))
 
     def _place(self, model: str) -> tuple[int, int]:
         """Plane and column of a model by name; attention has a column per kernel, and one more for its mixed steps."""
@@ -276,6 +281,18 @@ class GPU:
         if key not in fits:
             raise KeyError(key)
         return PLANES.index(plane), fits.index(key)
+
+    def _places(self, model: str) -> Iterator[tuple[int, int]]:
+        """Planes and columns that a model is for: experts of every kind share it where they share all parameters."""
+        plane, index = self._place(model)
+        yield plane, index
+        if PLANES[plane] == "experts":
+            for other, name in enumerate(PLANES):
+                shares = name.endswith("_experts") and np.array_equal(
+                    self._formats[other, index], self._formats[plane, index]
+                )
+                if shares:
+                    yield other, index
 
     def matching_models(self) -> dict[str, Trees]:
         """Residuals by name, of those in the device's file that were learned beside the parameters it has."""

@@ -71,8 +71,12 @@ MODEL_COLUMNS = FIRST_TILE
 SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
 """Columns that decide prices of single products in a model besides; those from FIRST_LAUNCH on are of benchmarks."""
 
+# Expert FFNs are not split along k, and quantised elsewhere; they have two things of their own in these columns:
+# launches more on devices that share experts, and the extra time of a tile that tokens do not fill, in full tiles.
+SHARED_LATENCY_S, PARTIAL_TILE = SPLIT_LATENCY_S, S_PER_QUANTISED_ROW
+
 # The plane of residuals that holds those of attention.
-ATTENTION_PLANE = 3
+ATTENTION_PLANE = 4
 
 # Features of a product that residuals look at.
 FEATURES = 14
@@ -81,7 +85,7 @@ _TILE_ROWS, _TILE_COLUMNS = (64, 64, 128, 256, 128), (64, 128, 256, 128, 192)  #
 _KEPT_FEATURE, _WAVE_FEATURE = 8, 9
 
 # Columns of the table of tiles.
-TOKENS, TILE_M, TILE_N, TOGETHER, LONE, TILE_COLUMNS = range(6)
+TOKENS, TILE_M, TILE_N, TOGETHER, LONE, TOKENS_PER_EXPERT, TILE_COLUMNS = range(7)
 
 # Columns of the table of launches by the host of a benchmark: most m, n and k, what m is a multiple of, and the time.
 LAUNCH_M, LAUNCH_N, LAUNCH_K, LAUNCH_MULTIPLE, LAUNCH_S, LAUNCH_COLUMNS = range(6)
@@ -108,6 +112,9 @@ class Columns(NamedTuple):
     weight_bytes_read: Floats
     read_bytes: Floats
     write_bytes: Floats
+    routed_tokens: Ints
+    expert_slots: Ints
+    expert_ranks: Ints
     grouped_rows: Ints
     expert_tokens: Ints
 
@@ -154,7 +161,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
     Args:
         columns: what to price.
         parameters: float64[PARAMETERS].
-        formats: float64[3, weight dtype, FORMAT_COLUMNS], of single products, gated and ungated expert FFNs.
+        formats: float64[4, weight dtype, FORMAT_COLUMNS], of single products, gated, ungated and sharded expert FFNs.
         tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
         launches: float64[launch, LAUNCH_COLUMNS], of the host in benchmarks, in runs that formats point to.
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
@@ -176,7 +183,7 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         if m <= 0:
             bound[row] = LATENCY
             continue
-        plane = 0 if kind != GROUPED_GEMM else 1 if columns.up_matrices[row] > 1 else 2
+        plane = _plane(columns, row)
         fmt = formats[plane, dtype]
         flops, weight_bytes = columns.flops[row], columns.weight_bytes_read[row]
         moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
@@ -186,7 +193,8 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         if kind == GEMM:
             price = _gemm(m, n, k, groups, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == GROUPED_GEMM:
-            work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row])
+            batch = (columns.routed_tokens[row], columns.expert_slots[row], columns.expert_ranks[row])
+            work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row], batch)
             price = _experts(work, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
         elif kind == ATTENTION:
             price = time_s[row], int(bound[row])
@@ -216,6 +224,16 @@ def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arr
         energy_j[row] = (
             flops * j_per_flop + dram_bytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
         )
+
+
+@njit(cache=True)
+def _plane(columns: Columns, row: int) -> int:
+    """Which of the tables of formats prices a row: single products, or expert FFNs by their kernels."""
+    if columns.form[row] != GROUPED_GEMM:
+        return 0
+    if columns.up_matrices[row] <= 1:
+        return 2
+    return 3 if columns.expert_ranks[row] > 1 else 1
 
 
 @njit(cache=True)
@@ -263,6 +281,11 @@ def _write_features(
     features[5] = np.log2(max(1.0, columns.read_bytes[row] + columns.write_bytes[row]) / physics_s)
     features[6] = np.log2(max(1.0, columns.flops[row]) / physics_s)
     features[7] = np.log2(float(n))
+    aligned = 1
+    while aligned < _COMMON_TILE and n % (2 * aligned) == 0:
+        aligned *= 2
+    features[8] = np.log2(float(aligned))
+    features[9] = np.log2(max(1.0, columns.routed_tokens[row]))
 
 
 @njit(cache=True)
@@ -448,7 +471,7 @@ def _split_product(
 
 @njit(cache=True)
 def _experts(
-    work: tuple[Ints, int, int, int],
+    work: tuple[Ints, int, int, int, tuple[int, int, int]],
     weight_bytes: float,
     moved_bytes: float,
     multiprocessors: float,
@@ -461,45 +484,68 @@ def _experts(
     activation function and summing results are passes of their own, so their traffic adds up.
 
     Args:
-        work: tokens of each expert, n, k and up_matrices.
+        work: tokens of each expert, n, k, up_matrices, and of the batch: tokens, experts that the device
+            holds, and ranks that share all of them.
         weight_bytes: weights that are read.
         moved_bytes: activations read and written.
         multiprocessors: of the device.
         fmt: float64[FORMAT_COLUMNS].
         tiles: int64[tile, TILE_COLUMNS].
     """
-    expert_tokens, n, k, up_matrices = work
+    expert_tokens, n, k, up_matrices, batch = work
     largest = 0
     for tokens in expert_tokens:
         largest = max(largest, tokens)
     up_compute_s, down_compute_s = np.inf, np.inf
-    row_tiles, rows_of = 0, 0
-    for tile in range(int(fmt[FIRST_TILE]), int(fmt[END_TILE])):
+    row_tiles, rows_of = 0.0, 0
+    up_k, down_k = np.ceil(k / _MIN_K) * _MIN_K, np.ceil(n / _MIN_K) * _MIN_K
+    first, end = _menu(batch, int(fmt[FIRST_TILE]), int(fmt[END_TILE]), tiles)
+    for tile in range(first, end):
         tile_m, tile_n = tiles[tile, TILE_M], tiles[tile, TILE_N]
         if tile_m != rows_of:  # tiles of equal rows stand together
-            row_tiles, rows_of = _row_tiles(expert_tokens, tile_m), tile_m
+            row_tiles, rows_of = _row_tiles(expert_tokens, tile_m, fmt[PARTIAL_TILE]), tile_m
         k_step_s = _k_step_s(tiles[tile], largest, multiprocessors, fmt)
         up_waves = _waves(float(row_tiles * ((up_matrices * n + tile_n - 1) // tile_n)), multiprocessors, fmt)
         down_waves = _waves(float(row_tiles * ((k + tile_n - 1) // tile_n)), multiprocessors, fmt)
-        up_compute_s = min(up_compute_s, up_waves * (k_step_s * max(_MIN_K, float(k)) + fmt[TILE_LATENCY_S]))
-        down_compute_s = min(down_compute_s, down_waves * (k_step_s * max(_MIN_K, float(n)) + fmt[TILE_LATENCY_S]))
+        up_compute_s = min(up_compute_s, up_waves * (k_step_s * up_k + fmt[TILE_LATENCY_S]))
+        down_compute_s = min(down_compute_s, down_waves * (k_step_s * down_k + fmt[TILE_LATENCY_S]))
     weights_s = weight_bytes * fmt[S_PER_WEIGHT_BYTE]
     up_weights_s = weights_s * up_matrices / (up_matrices + 1.0)
     down_weights_s = weights_s - up_weights_s
     moved_s = moved_bytes * fmt[S_PER_MOVED_BYTE]
     products_s = max(up_compute_s, up_weights_s) + max(down_compute_s, down_weights_s)
     products_s += fmt[EXPOSED] * (min(up_compute_s, up_weights_s) + min(down_compute_s, down_weights_s))
-    _, bound = _bounded(fmt[LATENCY_S], up_compute_s + down_compute_s, weights_s + moved_s)
-    return fmt[LATENCY_S] + products_s + moved_s, bound
+    latency_s = fmt[LATENCY_S] + (fmt[SHARED_LATENCY_S] if batch[2] > 1 else 0.0)
+    _, bound = _bounded(latency_s, up_compute_s + down_compute_s, weights_s + moved_s)
+    return latency_s + products_s + moved_s, bound
 
 
 @njit(cache=True)
-def _row_tiles(expert_tokens: Ints, tile_m: int) -> int:
-    """Tiles of `tile_m` rows along the tokens of all experts. Rows are powers of two, so tokens turn by shifts."""
+def _menu(batch: tuple[int, int, int], first: int, end: int, tiles: Ints) -> tuple[int, int]:
+    """First and end of the tiles among which kernels choose for a batch: the first ones whose limits hold it."""
+    tokens, slots, _ = batch
+    while first < end:
+        most, per_expert = tiles[first, TOKENS], tiles[first, TOKENS_PER_EXPERT]
+        after = first + 1
+        while after < end and tiles[after, TOKENS] == most and tiles[after, TOKENS_PER_EXPERT] == per_expert:
+            after += 1
+        if after == end or (tokens <= most and tokens <= per_expert * slots):
+            return first, after
+        first = after
+    return first, end
+
+
+@njit(cache=True)
+def _row_tiles(expert_tokens: Ints, tile_m: int, partial: float) -> float:
+    """Tiles of `tile_m` rows along the tokens of all experts, those that are not full counting `partial` more.
+
+    Rows are powers of two, so tokens turn by shifts.
+    """
     bits = 0
     while (1 << bits) < tile_m:
         bits += 1
-    count = 0
+    count = not_full = 0
     for tokens in expert_tokens:
         count += (tokens + tile_m - 1) >> bits
-    return count
+        not_full += (tokens >> bits) << bits != tokens
+    return count + partial * not_full

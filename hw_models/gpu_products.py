@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Format = Literal["tf32", "bf16", "fp8", "fp8_block", "int8", "fp4"]
 Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 COMPUTE_FORMATS: dict[str, tuple[Format, ...]] = {
     "fp32": ("tf32", "bf16"),
@@ -34,6 +35,8 @@ are turned into it on the way (as Marlin kernels do). `fp8_block` is fp8 with a 
 
 _OPERAND_BYTES: dict[Format, float] = {"tf32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "fp4": 0.5}
 _ANY_TOKENS = 2**62
+ANY_TOKENS_PER_EXPERT = 2**40
+"""As many as any batch has, and no overflow when multiplied by experts."""
 _LEAST_BOOST_S = 1e-12  # where no time is stated
 _MAX_SPLIT = 16
 
@@ -44,10 +47,20 @@ class Tile(Config):
     tokens: Count | None = Field(
         default=None, description="Most tokens of a product that uses it; any number if empty."
     )
+    tokens_per_expert: Count | None = Field(
+        default=None, description="Most tokens of a batch per expert of the device (expert FFNs); any number if empty."
+    )
     rows: Literal[8, 16, 32, 64, 128, 256] = Field(description="Tokens of the tile.")
     columns: Count = Field(description="Outputs of the tile.")
     together: Count = Field(default=1, description="Tiles along the tokens that run as one cluster, filled or not.")
     lone: bool = Field(default=False, description="Whether it is slow in a single wave (see `lone_slowdown`).")
+
+
+def _ordered(tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    limits = [_limit(tile) for tile in tiles]
+    if limits and (limits != sorted(limits) or limits[-1] != _ANY_TOKENS or tiles[-1].tokens_per_expert is not None):
+        raise ValueError("tiles must stand in order of growing `tokens`, and the last must have no limit")
+    return tiles
 
 
 _BEST_ROWS: tuple[Literal[16, 32, 64, 128, 256], ...] = (16, 32, 64, 64, 64, 128, 128, 128, 256, 256)
@@ -132,10 +145,7 @@ class ProductKernels(Config):
     @field_validator("tiles")
     @classmethod
     def _tiles_cover_all_tokens(cls, tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
-        limits = [_limit(tile) for tile in tiles]
-        if limits and (limits != sorted(limits) or limits[-1] != _ANY_TOKENS):
-            raise ValueError("tiles must stand in order of growing `tokens`, and the last must have none")
-        return tiles
+        return _ordered(tiles)
 
 
 class TensorFormat(Config):
@@ -163,6 +173,9 @@ class GroupedKernels(Config):
 
     format: Format | None = Field(default=None, description="Format in which these weights are multiplied.")
     latency: Parameter[Seconds] | None = Field(default=None, description="Launches, sorting and activation, s.")
+    shared_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Launches more on devices that share the experts with others, s; 0 if empty."
+    )
     sustained: Parameter[Fraction] | None = Field(default=None, description="Share of the format's peak.")
     weights_dram_sustained: Parameter[Fraction] | None = Field(
         default=None, description="Share of the DRAM bandwidth for weights."
@@ -179,19 +192,32 @@ class GroupedKernels(Config):
     step_latency: Parameter[Seconds] | None = Field(
         default=None, description="Least time of a tile's main loop per element of k, s."
     )
+    partial_tile: Parameter[NonNegative] | None = Field(
+        default=None, description="Extra time of a tile that tokens do not fill, in times of a full one; 0 if empty."
+    )
     exposed: Parameter[Share] | None = Field(
         default=None, description="Share of the shorter of computing and weights that the longer does not hide."
     )
     wave_tail: Parameter[Share] | None = Field(
         default=None, description="Share of the last wave's idle multiprocessors that find work."
     )
-    tiles: tuple[Tile, ...] = Field(default=(), description="Tiles, whatever the tokens; by default the best of all.")
+    tiles: tuple[Tile, ...] = Field(
+        default=(), description="Tiles by growing limits of the batch's tokens; by default the best of all."
+    )
+
+    @field_validator("tiles")
+    @classmethod
+    def _tiles_cover_all_tokens(cls, tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
+        return _ordered(tiles)
 
 
 class GroupedGemm(Config):
     """Expert FFNs: grouped products, with the sorting and gathering of tokens around them."""
 
     latency: Parameter[Seconds] = Field(description="Launches, sorting and activation of one expert FFN, s.")
+    shared_latency: Parameter[Seconds] | None = Field(
+        default=None, description="Launches more on devices that share the experts with others, s; 0 if empty."
+    )
     sustained: dict[Format, Parameter[Fraction]] = Field(description="Share of each format's peak.")
     weight_only: tuple[Format, ...] = Field(
         default=(), description="Formats without expert kernels of their own: weights are turned into bf16 on the way."
@@ -208,6 +234,9 @@ class GroupedGemm(Config):
     step_latency: Parameter[Seconds] | None = Field(
         default=None, description="Least time of a tile's main loop per element of k, s; 0 if empty."
     )
+    partial_tile: Parameter[NonNegative] | None = Field(
+        default=None, description="Extra time of a tile that tokens do not fill, in times of a full one; 0 if empty."
+    )
     exposed: Parameter[Share] | None = Field(
         default=None, description="Share of the shorter of computing and weights that the longer does not hide."
     )
@@ -220,13 +249,20 @@ class GroupedGemm(Config):
     ungated: dict[DTypeName, GroupedKernels] = Field(
         default_factory=dict, description="Kernels of experts with one up projection, where these have others."
     )
+    sharded: dict[DTypeName, GroupedKernels] = Field(
+        default_factory=dict, description="Kernels of gated experts that several ranks share, where these have others."
+    )
+
+
+EXPERT_PLANES = ("weights", "ungated", "sharded")
+"""Sections of `GroupedGemm` with the kernels of expert FFNs: gated ones, ungated ones, and those on several ranks."""
 
 
 def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """What `gpu_kernel` prices products by.
 
     Returns:
-        float64[3, weight dtype, FORMAT_COLUMNS], of single products, of gated and of ungated expert FFNs;
+        float64[4, weight dtype, FORMAT_COLUMNS], of single products, of gated, ungated and sharded expert FFNs;
         int64[tile, TILE_COLUMNS].
     """
     tiles: list[tuple[int, ...]] = _tile_rows(BEST_TILES)
@@ -244,8 +280,7 @@ def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], 
         [[by[column] for column in range(kernel.FORMAT_COLUMNS)] for by in table]
         for table in (
             [_product_row(config, dtype, kernel, menu) for dtype in DTYPES],
-            [_expert_row(config, dtype, kernel, menu, gated=True) for dtype in DTYPES],
-            [_expert_row(config, dtype, kernel, menu, gated=False) for dtype in DTYPES],
+            *([_expert_row(config, dtype, kernel, menu, plane) for dtype in DTYPES] for plane in EXPERT_PLANES),
         )
     ]
     return np.array(rows, np.float64), np.array(tiles, np.int64)
@@ -256,7 +291,17 @@ def _limit(tile: Tile) -> int:
 
 
 def _tile_rows(tiles: Sequence[Tile]) -> list[tuple[int, ...]]:
-    return [(_limit(tile), tile.rows, tile.columns, tile.together, tile.lone) for tile in tiles]
+    return [
+        (
+            _limit(tile),
+            tile.rows,
+            tile.columns,
+            tile.together,
+            tile.lone,
+            tile.tokens_per_expert or ANY_TOKENS_PER_EXPERT,
+        )
+        for tile in tiles
+    ]
 
 
 def launch_rows(config: "GpuConfig") -> NDArray[np.float64]:
@@ -353,14 +398,14 @@ def _benchmark_columns(config: "GpuConfig", used: Format, kernel: Any) -> dict[i
     return columns | kept
 
 
-def _own_kernels(grouped: GroupedGemm, dtype: str, *, gated: bool) -> GroupedKernels:
-    """What is particular to weights of `dtype`."""
-    known = grouped.weights if gated else grouped.weights | grouped.ungated
+def _own_kernels(grouped: GroupedGemm, dtype: str, section: str) -> GroupedKernels:
+    """What is particular to weights of `dtype`, in a section of its own or else in `weights`."""
+    known: dict[Any, GroupedKernels] = grouped.weights | getattr(grouped, section)
     return next((own for name, own in known.items() if name == dtype), GroupedKernels())
 
 
-def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, *, gated: bool) -> dict[int, float]:
-    grouped, own = config.grouped_gemm, _own_kernels(config.grouped_gemm, dtype, gated=gated)
+def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, section: str) -> dict[int, float]:
+    grouped, own = config.grouped_gemm, _own_kernels(config.grouped_gemm, dtype, section)
     formats = (own.format,) if own.format else COMPUTE_FORMATS[dtype]
     without = () if own.format else grouped.weight_only
     used = next(name for name in formats if name in config.formats and name not in without)
@@ -381,12 +426,12 @@ def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, *, gate
         kernel.S_PER_L2_BYTE: 1 / (own.l2_bandwidth or grouped.l2_bandwidth or config.l2_bandwidth).value,
         kernel.TILE_LATENCY_S: (own.tile_latency or grouped.tile_latency).value,
         kernel.STEP_LATENCY_S: _number(own.step_latency or grouped.step_latency),
-        kernel.SPLIT_LATENCY_S: 0.0,
+        kernel.SHARED_LATENCY_S: _number(own.shared_latency or grouped.shared_latency),
         kernel.EXPOSED: _number(own.exposed or grouped.exposed),
         kernel.WAVE_TAIL: _number(own.wave_tail or grouped.wave_tail),
         kernel.CACHED_BYTES: 0.0,
         kernel.S_PER_QUANTISED_ELEMENT: 0.0,
-        kernel.S_PER_QUANTISED_ROW: 0.0,
+        kernel.PARTIAL_TILE: _number(own.partial_tile or grouped.partial_tile),
         kernel.MAX_SPLIT: 1,
         kernel.FIRST_TILE: first,
         kernel.END_TILE: end,

@@ -17,9 +17,16 @@ from moesim.workloads.operator_table import DTYPES, GEMM, GROUPED_GEMM, Operator
 if TYPE_CHECKING:
     from moesim.hw_models.gpu import GpuConfig, GpuFit
 
-PLANES = ("gemm", "experts", "ungated_experts", "attention")
-"""What residuals tell apart: single products, gated and ungated experts by weight format, attention by kernel."""
-_FORMS = {"gemm": "gemm", "experts": "grouped_gemm", "ungated_experts": "grouped_gemm"}
+PLANES = ("gemm", "experts", "ungated_experts", "sharded_experts", "attention")
+"""What residuals tell apart: single products; gated, ungated and sharded experts by weight format; attention by kernel.
+Sharded are gated experts of several ranks, where these run other kernels."""
+_FORMS = {
+    "gemm": "gemm",
+    "experts": "grouped_gemm",
+    "ungated_experts": "grouped_gemm",
+    "sharded_experts": "grouped_gemm",
+}
+_OWN_KERNELS = ("ungated_experts", "sharded_experts")
 _GATED_MATRICES = 2
 
 
@@ -32,21 +39,25 @@ def product_errors(fits: "Mapping[str, GpuFit]", models: Iterable[tuple[int, int
     """
     errors = np.full((len(_FORMS), len(DTYPES)), np.nan)
     for name, fit in fits.items():
-        for plane, form in enumerate(_FORMS.values()):
-            if form in fit.forms and name.startswith("ungated") == (plane == PLANES.index("ungated_experts")):
+        own = next((plane for plane in _OWN_KERNELS if name.startswith(plane)), None)
+        for plane, (kind, form) in enumerate(_FORMS.items()):
+            if form in fit.forms and own == (kind if kind in _OWN_KERNELS else None):
                 for dtype in fit.weights:
                     errors[plane, list(DTYPES).index(dtype)] = fit.error
-    ungated = errors[PLANES.index("ungated_experts")]
-    errors[PLANES.index("ungated_experts")] = np.where(np.isnan(ungated), errors[PLANES.index("experts")], ungated)
+    has_own = {kind: ~np.isnan(errors[PLANES.index(kind)]) for kind in _OWN_KERNELS}
     for plane, column, model in models:
         if plane < len(_FORMS):
             errors[plane, column] = model.error
+    for kind, own_fit in has_own.items():
+        errors[PLANES.index(kind)] = np.where(own_fit, errors[PLANES.index(kind)], errors[PLANES.index("experts")])
     return errors
 
 
 def product_rows(errors: NDArray[np.float64], table: OperatorTable) -> NDArray[np.float64]:
     """float64[row]: the entry of `errors` that belongs to each row; NaN for rows that are no products."""
-    plane = np.where(table.form == GEMM, 0, np.where(table.up_matrices < _GATED_MATRICES, 2, 1))
+    gated = np.where(table.expert_ranks > 1, PLANES.index("sharded_experts"), PLANES.index("experts"))
+    experts = np.where(table.up_matrices < _GATED_MATRICES, PLANES.index("ungated_experts"), gated)
+    plane = np.where(table.form == GEMM, 0, experts)
     is_product = (table.form == GEMM) | (table.form == GROUPED_GEMM)
     rows: NDArray[np.float64] = np.where(is_product, errors[plane, table.weight_dtype], np.nan)
     return rows

@@ -178,6 +178,7 @@ class OperatorPlan:
         return {
             "m": m.astype(np.int64),
             "decode_m": decode_m.astype(np.int64),
+            "routed_tokens": np.zeros(m.size, np.int64),
             "flops": flops,
             "weight_bytes_read": weights,
             "read_bytes": read,
@@ -242,10 +243,12 @@ def _template(plan: OperatorPlan) -> OperatorTable:
         "window": column(np.int64, lambda o: o.window, 0),
         "prefill_pair_flops": column(np.float64, lambda o: o.prefill_pair_flops, 0.0),
         "decode_pair_flops": column(np.float64, lambda o: o.decode_pair_flops, 0.0),
+        "expert_slots": column(np.int64, lambda _: 0, shape.slots if shape else 0),
+        "expert_ranks": column(np.int64, lambda _: 0, plan.ep),
     }
     activations = DTYPE_CODES[plan.model.dtypes.activations]
     static["query_dtype"] = column(np.int8, lambda o: activations if o.form == ATTENTION else 0, 0)
-    static |= dict.fromkeys(("m", "decode_m", *_COUNTED), none.astype(np.int64))
+    static |= dict.fromkeys(("m", "decode_m", "routed_tokens", *_COUNTED), none.astype(np.int64))
     return OperatorTable(**static, **dict.fromkeys(_DYNAMIC_COLUMNS, none))  # type: ignore[arg-type]  # by name
 
 
@@ -284,13 +287,15 @@ def _expert_columns(plan: OperatorPlan, shape: ExpertShape, tokens: NDArray[np.i
     """
     up, inner, hidden = shape.block.up_matrices, shape.inner, shape.hidden
     total = tokens.sum(axis=1)
-    foreign = np.repeat(total.reshape(-1, plan.ep).sum(axis=1), plan.ep) - total
+    pairs = np.repeat(total.reshape(-1, plan.ep).sum(axis=1), plan.ep)
+    foreign = pairs - total
     moved = (total + plan.foreign_share * foreign) * ((hidden + (up + 1) * inner) * plan.activation_bytes)
     touched = np.count_nonzero(tokens, axis=1)
     none = np.zeros(len(total))
     return {
         "m": total,
         "decode_m": np.zeros_like(total),
+        "routed_tokens": pairs // shape.block.top_k,
         "flops": total * (2.0 * hidden * inner * (up + 1)),
         "weight_bytes_read": touched * shape.expert_bytes,
         "read_bytes": moved,

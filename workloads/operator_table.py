@@ -85,6 +85,9 @@ class OperatorTable:
     prefill_pair_flops: Floats  # attention: FLOPs of a prefilled query and a key, all heads; 0 elsewhere
     decode_pair_flops: Floats  # attention: the same of a decoded query, which differ in latent attention; 0 elsewhere
     query_dtype: NDArray[np.int8]  # attention: format of queries, a code in DTYPE_CODES; 0 elsewhere
+    routed_tokens: Ints  # grouped_gemm: tokens of the batch, of all ranks, that have experts looked up; 0 elsewhere
+    expert_slots: Ints  # grouped_gemm: experts that the device holds; 0 elsewhere
+    expert_ranks: Ints  # grouped_gemm: ranks that share the experts; 0 elsewhere
     grouped_rows: Ints  # the rows of form grouped_gemm, ascending
     expert_tokens: Ints  # int64[grouped row, expert slot]: tokens per expert, same order as `grouped_rows`
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from moesim.errors import ConfigError, DataError
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
 from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans, attention_sets
@@ -14,7 +12,7 @@ from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Sett
 from moesim.hw_models.calibration.llmservingsim import read_elementwise
 from moesim.hw_models.calibration.measured import Measured
 from moesim.hw_models.calibration.mixed_plan import mixed_plans, read_mixed_steps
-from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, product_plan, with_gates
+from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, expert_sections, product_plan
 from moesim.hw_models.calibration.publish import published, with_scalar
 from moesim.hw_models.calibration.residual_fit import LearnedResidual, can_learn, learn_residual
 from moesim.hw_models.device import load_device
@@ -161,13 +159,11 @@ def _dtype(measured: Measured[OperatorTable]) -> str:
 
 
 def plans(config: GpuConfig, kind: str, dtype: str, measured: Measured[OperatorTable]) -> list[Plan]:
-    """One plan, or two where ungated experts run kernels of their own."""
+    """One plan, or more where ungated experts, or those of several ranks, run kernels of their own."""
     if kind == "gemm":
         return [product_plan(config, measured, dtype)]
-    gated, ungated = (with_gates(measured, gated=value) for value in (True, False))
-    if not len(ungated) or np.isin(ungated.labels["kernel"], gated.labels["kernel"]).any():
-        return [expert_plan(config, measured, dtype)]
-    return [expert_plan(config, gated, dtype), expert_plan(config, ungated, dtype, gated=False)]
+    sections = expert_sections(measured)
+    return [expert_plan(config, measured.take(rows), dtype, section) for section, rows in sections.items()]
 
 
 def campaign_residuals(

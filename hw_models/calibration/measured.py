@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+NOT_TUNED = "not tuned"
+"""Label of rows, bool[row], whose kernels ran in a configuration that had not been chosen for their shape."""
+
 
 class Table(Protocol):
     """What a processor or an interconnect prices: rows that can be chosen from, such as `OperatorTable`."""

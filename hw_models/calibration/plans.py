@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moesim.hw_models.calibration.aiconfigurator import PUBLISHER
 from moesim.hw_models.calibration.errors import stated_error
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Free, Progress, Settings, calibrate, valid_range
-from moesim.hw_models.calibration.measured import Floats, Ints, Measured
+from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints, Measured
 from moesim.hw_models.gpu import GPU, GpuConfig, GpuFit
 from moesim.hw_models.gpu_products import (
     COMPUTE_FORMATS,
@@ -43,10 +43,12 @@ _QUANTISE_SPACE = {
 }
 _EXPERT_SPACE = {
     "latency": Free(30 * _US, 2 * _US, 300 * _US),
+    "shared_latency": Free(2 * _US, 0.01 * _US, 100 * _US),
     "weights_dram_sustained": Free(0.7, 0.03, 1.0),
     "moved_dram_sustained": Free(0.5, 0.03, 1.0),
     "tile_latency": Free(1 * _US, 0.05 * _US, 20 * _US),
     "step_latency": Free(1e-9, 1e-11, 1e-7),
+    "partial_tile": Free(0.1, 1e-3, 4.0),
     "exposed": Free(0.3, 1e-3, 1.0),
     "wave_tail": Free(0.3, 1e-3, 1.0),
 }
@@ -219,10 +221,14 @@ def _benchmark_space(config: GpuConfig, used: Format, own: str) -> dict[str, Fre
     return space
 
 
-def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str, *, gated: bool = True) -> Plan:
-    """The fit of expert FFNs with weights of `dtype`; ungated ones where they run other kernels."""
-    section = "weights" if gated else "ungated"
-    if gated and dtype == "bf16":
+def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str, section: str = "weights") -> Plan:
+    """The fit of expert FFNs with weights of `dtype`; in a section of `EXPERT_PLANES` where these run other kernels.
+
+    Rows labelled as not tuned are no part of it.
+    """
+    broken = measured.labels.get(NOT_TUNED, np.zeros(len(measured), np.bool_))
+    measured = measured.take(np.flatnonzero(~broken))
+    if section == "weights" and dtype == "bf16":
         own, sustained = "grouped_gemm.", "grouped_gemm.sustained.bf16"
     else:
         config = _with_section(config, section, dtype)
@@ -230,7 +236,7 @@ def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str
         sustained = f"{own}sustained"
     space = {sustained: _SUSTAINED} | {f"{own}{name}": free for name, free in _EXPERT_SPACE.items()}
     space[f"{own}l2_bandwidth"] = _l2_space(config)
-    name = f"experts_{dtype}" if gated else f"ungated_experts_{dtype}"
+    name = f"experts_{dtype}" if section == "weights" else f"{section}_experts_{dtype}"
     valid = _valid(measured.table)
     return Plan(name, measured, config, space, ("grouped_gemm",), _covered(dtype), valid)
 
@@ -242,9 +248,16 @@ def elementwise_plan(config: GpuConfig, measured: Measured[OperatorTable]) -> Pl
     return Plan("elementwise", measured, config, space, ("elementwise",), _covered("bf16"), valid)
 
 
-def with_gates(measured: Measured[OperatorTable], *, gated: bool) -> Measured[OperatorTable]:
-    """The rows whose experts are, or are not, gated."""
-    return measured.take(np.flatnonzero((measured.table.up_matrices > 1) == gated))
+def expert_sections(measured: Measured[OperatorTable]) -> dict[str, Ints]:
+    """Rows by section of `EXPERT_PLANES`: ungated experts, and those of several ranks, where they run other kernels."""
+    kernel, table = measured.labels["kernel"], measured.table
+    sections = {"weights": np.arange(len(measured))}
+    for section, rows in (("ungated", table.up_matrices == 1), ("sharded", table.expert_ranks > 1)):
+        others = sections["weights"]
+        own, rest = others[rows[others]], others[~rows[others]]
+        if len(own) and len(rest) and not np.isin(kernel[own], kernel[rest]).any():
+            sections |= {"weights": rest, section: own}
+    return sections
 
 
 def without_launches(config: GpuConfig) -> GpuConfig:

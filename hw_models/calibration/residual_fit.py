@@ -1,6 +1,6 @@
 """Learning residuals beside fitted physics, judged on groups of shapes that neither step saw."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Settings
 from moesim.hw_models.calibration.measured import Floats
 from moesim.hw_models.calibration.plans import Plan
+from moesim.hw_models.calibration.routed_tokens import BALANCED
 from moesim.hw_models.calibration.splits import folds
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.residual import Trees
@@ -21,6 +22,8 @@ _FEWEST_ROWS = 20
 """In a leaf."""
 _LEAST_ROWS = 200
 """To learn anything from."""
+_DRAWN_WEIGHT = 1 / 3
+"""Of rows that are random draws, as experts' under a power law."""
 _RANGE_PERCENTILE = 0.5
 """Factors beyond this percentile of those seen, at either end, are cut off."""
 
@@ -43,6 +46,7 @@ class Learner:
 
 
 _STANDARD = (Learner(),)
+_DRAWN = (Learner(trees=100, rate=0.1, loss="absolute_error"),)
 _SINGLE = (Learner(100, 63, 0.2, 0.0), Learner(100, 63, 0.2, 0.0, "absolute_error"))
 """Of single products, which were measured on hundreds of shapes; the better one on unseen shapes is taken."""
 
@@ -79,14 +83,14 @@ def learn_residual(
         ConfigError: scikit-learn is not installed.
     """
     measured = plan.measured
-    learners = _SINGLE if plan.residual_name.startswith("gemm.") else _STANDARD
-    tried = [_unseen(plan, result, settings, how) for how in learners]
+    weight, learners = _weights(plan), _learners(plan)
+    tried = [_unseen(plan, result, settings, weight, how) for how in learners]
     errors = [float(np.abs(seconds / measured.time_s - 1).mean()) for seconds in tried]
     best = int(np.argmin(errors))
     unseen_s = tried[best]
     unseen = error_buckets(unseen_s, measured.time_s)
     features, physics_s, usable, anchors = _inputs(plan, processor.config)
-    learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors, learners[best])
+    learner = _learn(features[usable], (measured.time_s / physics_s)[usable], anchors, weight[usable], learners[best])
     low, high = np.percentile(learner.predict(features[usable]), [_RANGE_PERCENTILE, 100 - _RANGE_PERCENTILE])
     fingerprint = processor.fingerprint(plan.residual_name)
     trees = _trees(learner, (float(low), float(high)), fingerprint, unseen["all"].mean)
@@ -99,7 +103,7 @@ def can_learn(plan: Plan | AttentionPlan, processor: GPU) -> bool:
     return bool((~plan.hidden(physics)).sum() >= _LEAST_ROWS)
 
 
-def _unseen(plan: Plan | AttentionPlan, result: FitResult, settings: Settings, how: Learner) -> Floats:
+def _unseen(plan: Plan | AttentionPlan, result: FitResult, settings: Settings, weight: Floats, how: Learner) -> Floats:
     """float64[row]: every row predicted by physics and trees that did not see its group."""
     measured, unseen_s = plan.measured, np.empty(len(plan.measured))
     splits = folds(measured.group, len(result.fold_values), settings.seed)
@@ -107,7 +111,7 @@ def _unseen(plan: Plan | AttentionPlan, result: FitResult, settings: Settings, h
         config = plan.with_values(values)
         features, physics_s, usable, anchors = _inputs(plan, config)
         used = kept[usable[kept]]
-        learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors, how)
+        learner = _learn(features[used], measured.time_s[used] / physics_s[used], anchors, weight[used], how)
         factor = np.where(plan.hidden(config)[left_out], 1.0, np.exp(learner.predict(features[left_out])))
         unseen_s[left_out] = physics_s[left_out] * factor
     return unseen_s
@@ -124,7 +128,21 @@ def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floa
     return features, processor.price(table).time_s, usable, anchors
 
 
-def _learn(features: Floats, ratio: Floats, anchors: Floats, how: Learner) -> Any:
+def _weights(plan: Plan | AttentionPlan) -> Floats:
+    """float64[row]: what rows count; random draws count less."""
+    distribution = plan.measured.labels.get("distribution", np.full(len(plan.measured), BALANCED))
+    weight: Floats = np.where(distribution == BALANCED, 1.0, _DRAWN_WEIGHT)
+    return weight
+
+
+def _learners(plan: Plan | AttentionPlan) -> Sequence[Learner]:
+    """What to try: trees that follow medians where rows are random draws."""
+    if plan.residual_name.startswith("gemm."):
+        return _SINGLE
+    return _DRAWN if (_weights(plan) < 1.0).any() else _STANDARD
+
+
+def _learn(features: Floats, ratio: Floats, anchors: Floats, weight: Floats, how: Learner) -> Any:
     """Trees for the logarithm of `ratio` of measured time and physics, which is 0 at the anchors."""
     try:
         from sklearn.ensemble import HistGradientBoostingRegressor
@@ -140,7 +158,9 @@ def _learn(features: Floats, ratio: Floats, anchors: Floats, how: Learner) -> An
         early_stopping=False,
         random_state=0,
     )
-    return learner.fit(np.vstack([features, anchors]), np.concatenate([np.log(ratio), np.zeros(len(anchors))]))
+    target = np.concatenate([np.log(ratio), np.zeros(len(anchors))])
+    weights = np.concatenate([weight, np.ones(len(anchors))])
+    return learner.fit(np.vstack([features, anchors]), target, sample_weight=weights)
 
 
 def _trees(learner: Any, limits: tuple[float, float], fingerprint: str, error: float) -> Trees:

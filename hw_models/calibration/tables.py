@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,9 @@ _TYPES: dict[str, Any] = {
     "k": np.int64,
     "groups": np.int64,
     "decode_m": np.int64,
+    "routed_tokens": np.int64,
+    "expert_slots": np.int64,
+    "expert_ranks": np.int64,
 } | dict.fromkeys(("operator", "form", "weight_dtype", "up_matrices", "query_dtype"), np.int8)
 
 
@@ -62,6 +65,14 @@ def product_table(m: ArrayLike, n: ArrayLike, k: ArrayLike, dtype: str) -> Opera
     )
 
 
+class Held(NamedTuple):
+    """The batch and the ranks of expert FFNs, by row: tokens of all ranks, experts of this rank, and ranks."""
+
+    tokens: ArrayLike
+    slots: ArrayLike
+    ranks: ArrayLike
+
+
 def expert_table(
     expert_tokens: NDArray[np.int64],
     n: ArrayLike,
@@ -69,6 +80,7 @@ def expert_table(
     dtype: str,
     up_matrices: ArrayLike = 2,
     foreign_pairs: ArrayLike = 0.0,
+    held: Held | None = None,
 ) -> OperatorTable:
     """Expert FFNs of one rank.
 
@@ -79,10 +91,12 @@ def expert_table(
         dtype: of the weights.
         up_matrices: 2 where experts are gated, else 1, by row.
         foreign_pairs: pairs of a token and an expert of another rank whose activations the kernel moves all the same.
+        held: what else is known of the batch; by default one expert per token, and all experts on one rank.
     """
     total, touched = expert_tokens.sum(axis=1), np.count_nonzero(expert_tokens, axis=1)
     inner, hidden, up = (np.asarray(x, np.float64) for x in (n, k, up_matrices))
     moved: Floats = _ACTIVATION_BYTES * (total + np.asarray(foreign_pairs)) * (hidden + (up + 1.0) * inner)
+    held = held or Held(total, expert_tokens.shape[1], 1)
     nbytes = DTYPES[dtype].bytes * (up + 1.0) * touched * inner * hidden
     return operator_table(
         len(expert_tokens),
@@ -93,6 +107,9 @@ def expert_table(
         n=inner,
         k=hidden,
         up_matrices=up,
+        routed_tokens=held.tokens,
+        expert_slots=held.slots,
+        expert_ranks=held.ranks,
         flops=2.0 * (up + 1.0) * total * inner * hidden,
         weight_bytes_resident=nbytes,
         weight_bytes_read=nbytes,

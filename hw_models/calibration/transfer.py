@@ -39,7 +39,10 @@ SPACES: dict[str, dict[str, Free]] = {
         "grouped_gemm.weights_dram_sustained": Free(0.8, 0.2, 1.0),
         "grouped_gemm.moved_dram_sustained": Free(0.5, 0.05, 1.0),
         "grouped_gemm.latency": Free(30 * _US, 2 * _US, 200 * _US),
+        "grouped_gemm.shared_latency": Free(5 * _US, 0.01 * _US, 100 * _US),
         "grouped_gemm.tile_latency": Free(1.5 * _US, 0.05 * _US, 20 * _US),
+        "grouped_gemm.step_latency": Free(1e-10, 1e-11, 1e-7),
+        "grouped_gemm.partial_tile": Free(0.05, 1e-3, 4.0),
         "grouped_gemm.exposed": _SHARE,
         "grouped_gemm.wave_tail": _SHARE,
         _L2: Free(0.02, 0.002, 0.2),
@@ -48,11 +51,11 @@ SPACES: dict[str, dict[str, Free]] = {
 """Parameters that GPUs of different families share, for bf16."""
 
 
-_LATENCIES = ("kernel_latency", "tile_latency", "split_latency", "step_latency")
+_LATENCIES = ("kernel_latency", "shared_latency", "tile_latency", "split_latency", "step_latency")
 _REFERENCE_HZ = 1.755e9
 """Clock at which the shared latencies hold: the boost clock of the H100 SXM."""
 _COPIES = 6
-"""Weights of which aiconfigurator's collectors take turns."""
+"""Weights of which aiconfigurator's collectors take turns for single products; experts' run again and again."""
 _WEIGHT_SHARE, _ACTIVATION_SHARE = 0.9, 0.25
 """Shares of the L2 cache that weights taking turns, and activations, find; the first is nearly all, the second an
 assumption (fits to the RTX PRO 6000 alone have 0.18 to 0.34)."""
@@ -91,13 +94,14 @@ class Sample:
     def table(self) -> OperatorTable:
         """What ran, with the bytes that came from DRAM."""
         held, cache = self.measured.table, self.chip.l2_bytes
-        hot = _COPIES * held.weight_bytes_read < _WEIGHT_SHARE * cache
+        single = held.form == GEMM
+        copies = np.where(single, _COPIES, 1)
+        hot = copies * held.weight_bytes_read < _WEIGHT_SHARE * cache
         moved = held.read_bytes + held.write_bytes
         share = np.maximum(0.0, 1 - _ACTIVATION_SHARE * cache / np.maximum(moved, 1.0))
-        single = held.form == GEMM
         cold = np.where(single, share, 1.0)
         columns = {
-            "weight_bytes_read": np.where(single & hot, 0.0, held.weight_bytes_read),
+            "weight_bytes_read": np.where(hot, 0.0, held.weight_bytes_read),
             "read_bytes": held.read_bytes * cold,
             "write_bytes": held.write_bytes * cold,
         }

@@ -17,7 +17,7 @@ from moesim.hw_models.calibration.aiconfigurator import read_experts, read_produ
 from moesim.hw_models.calibration.attention_rows import read_attention, read_latent_attention, read_mixed_attention
 from moesim.hw_models.calibration.link_readers import read_custom_all_reduce, read_deepep, read_nccl
 from moesim.hw_models.calibration.llmservingsim import Profile, find_profiles, read_profile
-from moesim.hw_models.calibration.measured import Measured
+from moesim.hw_models.calibration.measured import NOT_TUNED, Measured
 from moesim.workloads.attention_blocks import GroupedQueryAttention
 from moesim.workloads.models import load_model
 
@@ -130,7 +130,7 @@ def read_sets(found: GpuData, operators: Sequence[str]) -> Iterator[MeasuredSet]
             if op in _READERS and (folder / op).is_dir():
                 for measured in _READERS[op](folder):
                     dtype = measured.source.kernel.split()[-1]
-                    yield MeasuredSet(op, measured.source.framework, dtype, measured, len(measured))
+                    yield from _by_tuning(MeasuredSet(op, measured.source.framework, dtype, measured, len(measured)))
             elif op in _ATTENTION:
                 yield from _attention(folder, op)
             elif op == "comm":
@@ -192,6 +192,16 @@ def _profile(profile: Profile, operators: Sequence[str]) -> Iterator[MeasuredSet
             measured = replace(measured, source=profile.source(measured.source.kernel))
             model = f"{profile.model} tp{shards}"
             yield MeasuredSet("mixed_attention", "vllm", model, measured, len(measured))
+
+
+def _by_tuning(whole: MeasuredSet) -> Iterator[MeasuredSet]:
+    """The rows of kernels as they are meant, and apart from them those that were not tuned for their shape, if any."""
+    broken = whole.measured.labels.get(NOT_TUNED, np.zeros(len(whole.measured), np.bool_))
+    yield replace(whole, measured=whole.measured.take(np.flatnonzero(~broken))) if broken.any() else whole
+    if broken.any():
+        measured = whole.measured.take(np.flatnonzero(broken))
+        source = replace(measured.source, kernel=f"{measured.source.kernel}, {NOT_TUNED}")
+        yield replace(whole, model=f"{whole.model} {NOT_TUNED}", measured=replace(measured, source=source))
 
 
 def _parts(whole: MeasuredSet, label: str) -> Iterator[MeasuredSet]:

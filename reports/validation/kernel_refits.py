@@ -13,8 +13,8 @@ from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention
 from moesim.hw_models.calibration.campaign import plans
 from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.links import fitted_names, unseen_times
-from moesim.hw_models.calibration.measured import Floats, Ints
-from moesim.hw_models.calibration.plans import Plan
+from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints
+from moesim.hw_models.calibration.plans import Plan, expert_sections
 from moesim.hw_models.calibration.residual_fit import learn_residual
 from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
 from moesim.hw_models.gpu import GPU
@@ -33,6 +33,8 @@ Advance = Callable[[int, int], None]
 def can_refit(kernels: Kernels) -> bool:
     """Whether there is a fit of these kernels, with rows and groups enough to leave some out."""
     groups = len(np.unique(kernels.measured.group))
+    if kernels.measured.labels.get(NOT_TUNED, np.zeros(1, np.bool_)).any():
+        return False
     if len(kernels.measured) < _FEWEST_ROWS or groups < 2 or kernels.stated is None:  # noqa: PLR2004
         return False
     if kernels.op in _PRODUCTS or isinstance(kernels.measured.table, CollectiveTable):
@@ -74,12 +76,10 @@ def _plans(kernels: Kernels, processor: GPU) -> Iterator[tuple[Plan | AttentionP
         return
     dtype = kernels.measured.source.kernel.split()[-1]
     made = plans(processor.config, kernels.op, dtype, kernels.measured)
-    if len(made) == 1:
+    if kernels.op == "moe":
+        yield from zip(made, expert_sections(kernels.measured).values(), strict=True)
+    else:
         yield made[0], np.arange(len(kernels.measured))
-        return
-    gated = kernels.measured.table.up_matrices > 1
-    for plan, own in zip(made, (gated, ~gated), strict=True):
-        yield plan, np.flatnonzero(own)
 
 
 def _own_cases(kernels: Kernels) -> list[tuple[Case, Ints]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from moesim.reports.validation.kernels import (
     ALL,
+    BALANCED,
     PHYSICS,
     RESIDUAL,
     ROOFLINE,
@@ -17,6 +18,7 @@ from moesim.reports.validation.kernels import (
     GroupError,
     Kernels,
     as_dict,
+    by_distribution,
     group_errors,
     group_rows,
 )
@@ -24,6 +26,9 @@ from moesim.reports.validation.kernels import (
 VARIANT_COLUMNS = ("kernel", "rows", ROOFLINE, PHYSICS, "+ residual", "unseen")
 TIMES = tuple(name for name in TIMES_S if name != ALL)
 TIME_COLUMNS = ("kernel", "median", "P90", "bias", *(name.removesuffix(" us") for name in TIMES))
+LONG = ">50 us"
+LOAD_COLUMNS = ("kernel", "loads", "rows", "of", PHYSICS, f"{PHYSICS} >50", "+ residual", "+ residual >50")
+"""Errors of experts by how loads spread: means of balanced ones, medians of power laws, whose rows are random draws."""
 _MISSING = "-"
 _NOTE = """\
 Mean |predicted / measured - 1| of all rows, and by measured time in us; median, P90 and bias (median of the error with
@@ -56,6 +61,20 @@ def time_cells(kernels: Sequence[Kernels]) -> list[tuple[str, ...]]:
     return cells
 
 
+def load_cells(kernels: Sequence[Kernels]) -> list[tuple[str, ...]]:
+    """Under `LOAD_COLUMNS`: of kernels of experts, errors by distribution; those of refits where there are any."""
+    cells = []
+    for item in by_distribution(kernels):
+        if item.distribution is None:
+            continue
+        shapes, name = (UNSEEN if item.unseen_s else item.shapes), "mean" if item.distribution == BALANCED else "median"
+        found = {(e.variant, e.time): getattr(e.errors, name) for e in group_errors([item]) if e.shapes == shapes}
+        ways = ((variant, time) for variant in (PHYSICS, RESIDUAL) for time in (ALL, LONG))
+        errors = (_percent(found.get(way)) for way in ways)
+        cells.append((label(item), item.distribution, f"{len(item.measured):,}", name, *errors))
+    return cells
+
+
 def label(item: Kernels) -> str:
     """Name of a kernel in the tables of one operator."""
     name = item.model if item.framework == item.model else f"{item.framework} {item.model}"
@@ -82,6 +101,8 @@ def as_markdown(
     for title, chosen in sections(kernels):
         lines += [f"## {title}", "", *_markdown(VARIANT_COLUMNS, variant_cells(chosen)), ""]
         lines += [*_markdown(TIME_COLUMNS, time_cells(chosen)), ""]
+        if loads := load_cells(chosen):
+            lines += [*_markdown(LOAD_COLUMNS, loads), ""]
     further = [line for columns, rows in others if rows for line in (*_markdown(columns, rows), "")]
     return "\n".join([*lines, *further, *NOTES]) + "\n"
 

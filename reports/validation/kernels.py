@@ -5,14 +5,15 @@ Errors are those of e = predicted / measured - 1. Shipped parameters saw most of
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from moesim.hw_models.calibration.errors import BUCKETS_S, ErrorSummary
-from moesim.hw_models.calibration.measured import Floats, Measured
+from moesim.hw_models.calibration.measured import Floats, Ints, Measured
 
+BALANCED, POWER_LAW = "balanced", "power law"
 ROOFLINE, PHYSICS, RESIDUAL = "roofline", "physics", "physics + residual"
 VARIANTS = (ROOFLINE, PHYSICS, RESIDUAL)
 """What predicts; the last is what a simulation uses."""
@@ -40,6 +41,7 @@ class Kernels:
         stated: mean error on unseen shapes that the fits state of these rows; None where there is no fit.
         unseen_s: float64[row] by variant, of refits that left the row's shape out, NaN for rows of no fit; empty
             without refits.
+        distribution: how loads spread over experts, where these are the rows of one kind: `BALANCED` or `POWER_LAW`.
     """
 
     gpu: str
@@ -53,6 +55,7 @@ class Kernels:
     extrapolated: float
     stated: float | None
     unseen_s: dict[str, Floats] = field(default_factory=dict)
+    distribution: str | None = None
 
     @property
     def publisher(self) -> str:
@@ -69,6 +72,30 @@ class GroupError:
     shapes: str
     time: str
     errors: ErrorSummary
+
+
+def by_distribution(kernels: Iterable[Kernels]) -> Iterator[Kernels]:
+    """Kernels of experts apart by how loads spread over experts; all others as they are.
+
+    Rows of a power law are a random draw each, so that medians tell more of them than means. What is stated of a
+    kernel, and its extrapolated share, are of all its rows.
+    """
+    for item in kernels:
+        labels = item.measured.labels.get("distribution")
+        if labels is None:
+            yield item
+            continue
+        even = labels == BALANCED
+        for name, chosen in ((BALANCED, even), (POWER_LAW, ~even)):
+            if chosen.any():
+                yield _rows_of(item, np.flatnonzero(chosen), name)
+
+
+def _rows_of(item: Kernels, rows: Ints, distribution: str) -> Kernels:
+    predicted_s = {variant: times[rows] for variant, times in item.predicted_s.items()}
+    unseen_s = {variant: times[rows] for variant, times in item.unseen_s.items()}
+    measured = item.measured.take(rows)
+    return replace(item, measured=measured, predicted_s=predicted_s, unseen_s=unseen_s, distribution=distribution)
 
 
 def group_errors(kernels: Iterable[Kernels]) -> Iterator[GroupError]:
@@ -96,6 +123,7 @@ def as_dict(error: GroupError) -> dict[str, Any]:
         "framework": kernels.framework,
         "version": kernels.version,
         "model": kernels.model,
+        "distribution": kernels.distribution,
         "publisher": kernels.publisher,
         "variant": error.variant,
         "shapes": error.shapes,

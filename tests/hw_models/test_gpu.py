@@ -6,12 +6,22 @@ import pytest
 
 from moesim.configs.loader import shipped
 from moesim.hw_models import gpu_kernel
+from moesim.hw_models.calibration.tables import Held, expert_table
 from moesim.hw_models.device import DeviceConfig, load_device
 from moesim.hw_models.gpu import GPU, Elementwise, GpuConfig
-from moesim.hw_models.gpu_products import COMPUTE_FORMATS
-from moesim.hw_models.parameters import scaled, with_values
+from moesim.hw_models.gpu_products import COMPUTE_FORMATS, Tile
+from moesim.hw_models.parameters import Parameter, scaled, with_values
 from moesim.hw_models.processor import BOUNDS
-from moesim.workloads.operator_table import ATTENTION, DTYPES, ELEMENTWISE, FORMS, GEMM, GROUPED_GEMM
+from moesim.units import Seconds
+from moesim.workloads.operator_table import (
+    ATTENTION,
+    DTYPES,
+    ELEMENTWISE,
+    FORMS,
+    GEMM,
+    GROUPED_GEMM,
+    OperatorTable,
+)
 from tests.conformance.tables import attention_table, copy_table, experts_table, gemm_table
 
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (64, 256), (128, 64), (128, 128), (128, 256), (256, 64), (256, 128))
@@ -125,6 +135,61 @@ def test_experts_read_weights_once_and_tiles_are_counted_per_expert(h200: GPU) -
     assert uneven_s > even_s >= h200.price(packed).time_s[0] - cost.time_s[0]
 
 
+def _with_kernels(h200: GPU, **values: object) -> GPU:
+    grouped = h200.config.grouped_gemm
+    kernels = grouped.weights["fp8"].model_copy(update=values)
+    grouped = grouped.model_copy(update={"weights": {"fp8": kernels}})
+    return GPU(h200.config.model_copy(update={"grouped_gemm": grouped, "residual": None}))
+
+
+def _of_batch(per_expert: int, tokens: int, slots: int = 8, ranks: int = 1) -> OperatorTable:
+    held = Held(np.array([tokens]), np.array([slots]), np.array([ranks]))
+    return expert_table(np.full((1, slots), per_expert), [4096], [4096], "fp8", held=held)
+
+
+def test_tiles_of_experts_go_by_the_tokens_of_the_batch(h200: GPU) -> None:
+    small, large = Tile(rows=16, columns=64), Tile(rows=256, columns=256)
+    alone = [_with_kernels(h200, tiles=(tile,)) for tile in (small, large)]
+    first = small.model_copy(update={"tokens": 100})
+    by_tokens = _with_kernels(h200, tiles=(first, large))
+    by_experts = _with_kernels(h200, tiles=(small.model_copy(update={"tokens_per_expert": 4}), large))
+    for tokens, of_tokens, of_experts in ((8, 0, 0), (32, 0, 0), (64, 0, 1), (101, 1, 1)):
+        table = _of_batch(4, tokens)
+        times = [gpu.price(table).time_s[0] for gpu in alone]
+        assert times[0] != times[1]
+        assert by_tokens.price(table).time_s[0] == times[of_tokens]
+        assert by_experts.price(table).time_s[0] == times[of_experts]
+
+
+def test_shared_experts_may_launch_more(h200: GPU) -> None:
+    few, more = (
+        _with_kernels(h200, shared_latency=Parameter[Seconds](value=value, source="a test")) for value in (1e-5, 3e-5)
+    )
+    alone, shared = _of_batch(4, 32), _of_batch(4, 32, ranks=4)
+    assert more.price(alone).time_s[0] == few.price(alone).time_s[0]
+    assert few.price(shared).time_s[0] == pytest.approx(few.price(alone).time_s[0] + 1e-5)
+    assert more.price(shared).time_s[0] == pytest.approx(few.price(shared).time_s[0] + 2e-5)
+
+
+def test_tiles_that_are_not_full_may_take_longer(h200: GPU) -> None:
+    tiles = (Tile(rows=128, columns=128),)
+    plain, slow = (
+        _with_kernels(h200, tiles=tiles, partial_tile=Parameter[float](value=value, source="a test"))
+        for value in (0.0, 1.0)
+    )
+    full, partial = _of_batch(256, 2048), _of_batch(250, 2000)
+    assert slow.price(full).time_s[0] == plain.price(full).time_s[0]
+    assert slow.price(partial).time_s[0] > 1.2 * plain.price(partial).time_s[0]
+
+
+def test_sharded_experts_may_run_other_kernels(h200: GPU) -> None:
+    grouped = h200.config.grouped_gemm
+    own = grouped.weights["fp8"].model_copy(update={"latency": Parameter[Seconds](value=1e-3, source="a test")})
+    other = grouped.model_copy(update={"sharded": {"fp8": own}})
+    gpu = GPU(h200.config.model_copy(update={"grouped_gemm": other, "residual": None}))
+    assert gpu.price(_of_batch(4, 32)).time_s[0] < 1e-3 < gpu.price(_of_batch(4, 32, ranks=2)).time_s[0]
+
+
 def test_ungated_experts_do_two_thirds_of_the_work(h200: GPU) -> None:
     gated, plain = (h200.price(experts_table([[4096] * 8], 8192, 4096, up_matrices=up)) for up in (2, 1))
     assert plain.energy_j[0] == pytest.approx(gated.energy_j[0] * 2 / 3, rel=0.05)
@@ -223,11 +288,14 @@ def test_weights_without_expert_kernels_are_turned_into_bf16() -> None:
     device = load_device("rtx-pro-6000")
     assert isinstance(device.processor, GPU)
     config = device.processor.config
-    grouped = config.grouped_gemm
-    native = GPU(config.model_copy(update={"grouped_gemm": grouped.model_copy(update={"weight_only": ()})}))
+    grouped = config.grouped_gemm.model_copy(update={"weights": {}})
+    converting, native = (
+        GPU(config.model_copy(update={"grouped_gemm": grouped.model_copy(update={"weight_only": formats})}))
+        for formats in (grouped.weight_only, ())
+    )
     experts, product = experts_table([[4096] * 8], 8192, 4096, "mxfp4"), gemm_table(4096, 8192, 8192, "mxfp4")
-    assert native.price(product).time_s == device.processor.price(product).time_s
-    converted_s = device.processor.price(experts).time_s[0]
+    assert native.price(product).time_s == converting.price(product).time_s
+    converted_s = converting.price(experts).time_s[0]
     assert experts.flops[0] / converted_s < config.formats["bf16"].peak.value * grouped.dequantise_sustained.value
     assert native.price(experts).time_s[0] < 0.7 * converted_s
 

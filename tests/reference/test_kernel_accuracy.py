@@ -66,7 +66,8 @@ KERNELS = {
             "experts_bf16": 0.15,
             "experts_fp8": 0.15,
             "experts_fp8_block": 0.15,
-            "experts_mxfp4": 0.25,
+            "experts_mxfp4": 0.12,
+            "sharded_experts_fp8_block": 0.12,
         },
     },
     "h200-sxm": {
@@ -77,13 +78,14 @@ KERNELS = {
             "experts_bf16": 0.15,
             "experts_fp8": 0.15,
             "experts_fp8_block": 0.15,
-            "experts_mxfp4": 0.25,
+            "experts_mxfp4": 0.12,
+            "sharded_experts_fp8_block": 0.12,
         },
         "sglang": {
             "gemm_bf16": 0.1,
             "gemm_fp8": 0.11,
             "gemm_fp8_block": 0.11,
-            "experts_bf16": 0.25,
+            "experts_bf16": 0.17,
             "ungated_experts_bf16": 0.15,
             "experts_fp8_block": 0.15,
             "experts_mxfp4": 0.2,
@@ -92,12 +94,12 @@ KERNELS = {
             "gemm_bf16": 0.1,
             "gemm_fp8": 0.1,
             "gemm_fp8_block": 0.1,
-            "experts_bf16": 0.2,
+            "experts_bf16": 0.15,
             "ungated_experts_bf16": 0.15,
-            "experts_fp8": 0.2,
+            "experts_fp8": 0.15,
             "ungated_experts_fp8": 0.15,
             "experts_fp8_block": 0.15,
-            "experts_mxfp4": 0.2,
+            "experts_mxfp4": 0.1,
         },
     },
     "rtx-pro-6000": {
@@ -108,7 +110,7 @@ KERNELS = {
             "gemm_fp4": 0.1,
             "experts_bf16": 0.15,
             "experts_fp8": 0.15,
-            "experts_mxfp4": 0.25,
+            "experts_mxfp4": 0.16,
             "experts_nvfp4": 0.15,
         },
     },
@@ -160,8 +162,8 @@ def test_residuals_state_no_more_than_physics(device: str, framework: str) -> No
 TRANSFERS = (
     ("gemm", ("a100-sxm", "h100-sxm", "h200-sxm"), "rtx-pro-6000", 0.2),
     ("gemm", ("a100-sxm", "rtx-pro-6000"), "h200-sxm", 0.2),
-    ("experts", ("a100-sxm", "h100-sxm", "h200-sxm"), "rtx-pro-6000", 0.3),
-    ("experts", ("a100-sxm", "rtx-pro-6000"), "h200-sxm", 0.3),
+    ("experts", ("a100-sxm", "h100-sxm", "h200-sxm"), "rtx-pro-6000", 0.2),
+    ("experts", ("a100-sxm", "rtx-pro-6000"), "h200-sxm", 0.22),
 )
 
 

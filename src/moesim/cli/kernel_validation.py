@@ -17,17 +17,19 @@ from moesim.reports.validation.kernel_measured import read_measured_sets
 from moesim.reports.validation.kernel_prices import Prices, priced, prices_of
 from moesim.reports.validation.kernel_refits import can_refit, refitted
 from moesim.reports.validation.kernel_tables import (
+    LOAD_COLUMNS,
     NOTES,
     TIME_COLUMNS,
     VARIANT_COLUMNS,
     as_csv,
     as_markdown,
+    load_cells,
     sections,
     time_cells,
     variant_cells,
 )
 from moesim.reports.validation.kernel_transfer import TransferError, transfers
-from moesim.reports.validation.kernels import Kernels, as_dict, group_errors, group_rows
+from moesim.reports.validation.kernels import Kernels, as_dict, by_distribution, group_errors, group_rows
 from moesim.simulator.scheduler import FRAMEWORKS
 
 
@@ -64,8 +66,9 @@ def kernels_command(request: Request, *, as_json: bool) -> None:
         _save(request.out, kernels, moved)
     if as_json:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in request._asdict().items()}
-        errors = [as_dict(error) for error in group_errors(kernels)]
-        results = {"groups": group_rows(kernels), "errors": errors, "transfer": [one.as_dict() for one in moved]}
+        apart = list(by_distribution(kernels))
+        errors = [as_dict(error) for error in group_errors(apart)]
+        results = {"groups": group_rows(apart), "errors": errors, "transfer": [one.as_dict() for one in moved]}
         print_json(settings, results | {"left_out": left_out}, output=str(request.out) if request.out else None)
     else:
         _print(kernels, moved, left_out, request.out)
@@ -163,11 +166,12 @@ def _advance(update: Callable[[int], None], before: int, made: int, _: int) -> N
 
 def _save(out: Path, kernels: Sequence[Kernels], moved: Sequence[TransferError]) -> None:
     make_folder("--out", out)
-    errors = list(group_errors(kernels))
+    apart = list(by_distribution(kernels))
+    errors = list(group_errors(apart))
     write_text(out / "kernels.csv", as_csv(errors))
     across = (TransferError.COLUMNS, [one.cells() for one in moved])
     write_text(out / "kernels.md", as_markdown(kernels, [across]))
-    held: dict[str, Any] = {"groups": group_rows(kernels), "errors": [as_dict(error) for error in errors]}
+    held: dict[str, Any] = {"groups": group_rows(apart), "errors": [as_dict(error) for error in errors]}
     held["transfer"] = [one.as_dict() for one in moved]
     write_text(out / "kernels.json", json.dumps(held, indent=2) + "\n")
     panels = [chosen for _, chosen in sections(kernels)]
@@ -186,6 +190,11 @@ def _print(
         for columns, cells in ((VARIANT_COLUMNS, variant_cells(chosen)), (TIME_COLUMNS, time_cells(chosen))):
             shown = table(*columns, right=columns[1:])
             for row in cells:
+                shown.add_row(*row)
+            parts.append(shown)
+        if loads := load_cells(chosen):
+            shown = table(*LOAD_COLUMNS, right=LOAD_COLUMNS[4:])
+            for row in loads:
                 shown.add_row(*row)
             parts.append(shown)
     parts += [*NOTES, *_transfer_table(moved)]

@@ -1,5 +1,6 @@
 """A device with known parameters makes measurements; fits find the parameters again."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ from numpy.typing import NDArray
 
 from moesim.hw_models.calibration.aiconfigurator import PUBLISHER
 from moesim.hw_models.calibration.fit import Settings
-from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
-from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, product_plan, with_gates
-from moesim.hw_models.calibration.tables import expert_table, product_table
+from moesim.hw_models.calibration.measured import NOT_TUNED, Measured, Source, group_numbers
+from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, expert_sections, product_plan
+from moesim.hw_models.calibration.tables import Held, expert_table, product_table
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.parameters import parameters, with_values
@@ -128,12 +129,31 @@ def test_parameters_of_elementwise_layers_are_found() -> None:
 def test_ungated_experts_may_have_kernels_of_their_own() -> None:
     base = config()
     data = experts(base, 1)
-    assert len(with_gates(data, gated=False)) == len(data)
-    plan = expert_plan(base, data, "bf16", gated=False)
+    plan = expert_plan(base, data, "bf16", "ungated")
     values = {name: free.start for name, free in plan.space.items()} | {"grouped_gemm.ungated.bf16.latency": 9e-5}
     slow, gated = plan.price(values, data.table), experts(base).table
     assert np.all(slow > 9e-5)
     assert np.array_equal(plan.price(values, gated), GPU(base).price(gated).time_s)
+
+
+def test_kernels_of_their_own_are_fitted_apart() -> None:
+    held = Held(np.full(4, 8), np.full(4, 2), [1, 1, 2, 2])
+    table = expert_table(np.full((4, 2), 4), np.full(4, 64), np.full(4, 64), "bf16", [2, 1, 2, 2], 0.0, held)
+    source = Source("nobody", "made up", "vllm", "0", "test")
+    for kernels, wanted in (
+        (["a", "a", "a", "a"], {"weights": [0, 1, 2, 3]}),
+        (["a", "a", "b", "b"], {"weights": [0, 1], "sharded": [2, 3]}),
+        (["a", "c", "b", "b"], {"weights": [0], "ungated": [1], "sharded": [2, 3]}),
+    ):
+        data = Measured(table, np.ones(4), np.arange(4), source, {"kernel": np.array(kernels)})
+        assert {name: rows.tolist() for name, rows in expert_sections(data).items()} == wanted
+
+
+def test_cases_that_were_not_tuned_are_no_part_of_the_fit() -> None:
+    data = experts(config())
+    broken = np.arange(len(data)) % 5 == 0
+    plan = expert_plan(config(), replace(data, labels={NOT_TUNED: broken}), "bf16")
+    assert len(plan.measured) == (~broken).sum()
 
 
 def test_fits_cover_what_they_say() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from moesim.reports.validation.kernels import (
     TIMES_S,
     UNSEEN,
     Kernels,
+    by_distribution,
     group_errors,
     group_rows,
 )
@@ -48,6 +50,18 @@ def kernels(factors: dict[str, float], unseen: dict[str, float] | None = None) -
     predicted = {name: time_s * factor for name, factor in factors.items()}
     left_out = {name: time_s * factor for name, factor in (unseen or {}).items()}
     return Kernels("gpu", "gemm", "vllm", "1.0", "bf16", measured, predicted, SEEN, 0.0, 0.07, left_out)
+
+
+def test_balanced_loads_and_drawn_ones_are_told_apart() -> None:
+    item = kernels({ROOFLINE: 0.5, PHYSICS: 1.0, RESIDUAL: 1.2}, {PHYSICS: 1.1, RESIDUAL: 1.3})
+    labels = {"distribution": np.array(["balanced"] * 2 + ["power_law_1.2"] * 4)}
+    apart = list(by_distribution([replace(item, measured=replace(item.measured, labels=labels)), item]))
+    assert [(one.distribution, len(one.measured)) for one in apart] == [("balanced", 2), ("power law", 4), (None, 6)]
+    rows = group_rows(apart)
+    assert [row["distribution"] for row in rows] == ["balanced", "power law", None]
+    assert rows[1]["mean_abs_error"] == pytest.approx(0.2)
+    assert rows[1]["unseen_mean_abs_error"] == pytest.approx(0.3)
+    assert "|vllm bf16|power law|4|median|10.0%|10.0%|30.0%|30.0%|" in as_markdown([apart[1]])
 
 
 FACTORS = {ROOFLINE: 0.5, PHYSICS: 1.1, RESIDUAL: 0.98}
