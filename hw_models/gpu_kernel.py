@@ -410,10 +410,6 @@ def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
     kept = _kept_share(weight_bytes, fmt)
     weights_s = weight_bytes * ((1.0 - kept) * fmt[S_PER_WEIGHT_BYTE] + kept * fmt[S_PER_KEPT_BYTE])
     first, fewer = int(fmt[FIRST_TILE]), 0
-    if m == 1 and fmt[HAS_VECTORS]:
-        # Threads share out k, so no tile goes through all of it.
-        memory_s = weights_s + max(0.0, moved_bytes - fmt[CACHED_BYTES]) * fmt[S_PER_MOVED_BYTE]
-        best_s, fewer = memory_s + fmt[TILE_LATENCY_S], m
     while first < fmt[END_TILE] and fewer < m:
         limit = tiles[first, TOKENS]
         end = first + 1
@@ -426,6 +422,11 @@ def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
         if total_s > best_s:
             best_s, compute_s, memory_s = total_s, product_s, bytes_s
         first, fewer = end, limit
+    if m == 1 and fmt[HAS_VECTORS]:
+        # Threads share out k, so no tile goes through all of it.
+        vector_s = weights_s + max(0.0, moved_bytes - fmt[CACHED_BYTES]) * fmt[S_PER_MOVED_BYTE]
+        if vector_s + fmt[TILE_LATENCY_S] < best_s:
+            best_s, compute_s, memory_s = vector_s + fmt[TILE_LATENCY_S], 0.0, vector_s
     quantise_s = _quantise_s(m, k, groups, fmt)
     _, bound = _bounded(fmt[LATENCY_S], compute_s, memory_s + quantise_s)
     return fmt[LATENCY_S] + quantise_s + best_s, bound

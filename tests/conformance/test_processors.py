@@ -65,7 +65,7 @@ class TestGpu(ProcessorSuite):
         config = gpu(processor).config
         bf16 = config.formats["bf16"]
         return (
-            bf16.peak.value * bf16.sustained.value,
+            bf16.peak.value * bf16.sustained.value / (config.power_slowdown.value if config.power_slowdown else 1.0),
             config.dram_bandwidth.value * config.dram_sustained.value,
         )
 

@@ -120,7 +120,7 @@ def test_formats_that_the_device_lacks_are_computed_in_bf16(h200: GPU) -> None:
         times = [processor.price(gemm_table(*shape, name)).time_s[0] for name in ("bf16", dtype)]
         assert times[1] == pytest.approx(times[0], rel=0.05)  # fewer bytes of weights
     narrow = [h200.price(gemm_table(1, 16_384, 16_384, name)).time_s[0] for name in ("bf16", "mxfp4")]
-    assert narrow[1] < 0.4 * narrow[0]
+    assert narrow[1] < 0.45 * narrow[0]  # 0.27 of the bytes, and the launch
 
 
 def test_experts_read_weights_once_and_tiles_are_counted_per_expert(h200: GPU) -> None:
