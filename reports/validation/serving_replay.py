@@ -1,17 +1,17 @@
 """Replaying deployments on several processes; what is there already is not simulated again."""
 
-import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from moesim.errors import InputError
+from moesim.files import whole_file
 from moesim.reports.validation.serving_deployment import OPS, STATISTICS, Deployment, request_weights, statistics
 from moesim.reports.validation.serving_profile import Profile, ProfileRecorder
+from moesim.search.processes import as_they_finish
 from moesim.search.runs import setup_key
 from moesim.simulator.metrics import request_latencies
 from moesim.simulator.scenario import Setup, load_scenario, prepare
@@ -45,16 +45,7 @@ def replay_all(
         workers: processes; 1 simulates in this one.
         runs: folder in which outcomes are kept, and from which those that are there already are taken.
     """
-    if workers == 1 or len(deployments) == 1:
-        yield from ((position, replay(deployment, runs)) for position, deployment in enumerate(deployments))
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        futures = {pool.submit(replay, deployment, runs): position for position, deployment in enumerate(deployments)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from as_they_finish(partial(replay, runs=runs), deployments, workers=workers)
 
 
 def replay(deployment: Deployment, runs: Path | None = None) -> Outcome:
@@ -99,9 +90,8 @@ def _save(path: Path, outcome: Outcome) -> None:
     parts = {} if profile is None else {name: getattr(profile, name).astype(np.float32) for name in _PROFILE}
     if profile is not None:
         parts["layers"] = np.array(profile.layers)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    np.savez_compressed(unfinished, predicted_s=numbers, **parts)
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        np.savez_compressed(unfinished, predicted_s=numbers, **parts)
 
 
 def _load(path: Path) -> Outcome:

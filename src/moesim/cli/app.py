@@ -340,7 +340,7 @@ def search_placement(
     "serving",
     epilog=_examples(
         "moesim validate serving --data ./serving --sample 30",
-        "moesim validate serving --data ./serving --fit --runs runs --out out/serving",
+        "moesim validate serving --data ./serving --only moe --fit --runs runs --out out/serving",
         "moesim validate serving --result vllm-result.json --scenario llama-3.1-8b",
     ),
 )
@@ -355,6 +355,14 @@ def validate_serving(
     ] = None,
     scenario: Annotated[
         str | None, typer.Option(help="With --result: the server, as a shipped scenario or YAML file.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Some of recorded (request by request), moe, dense (servers of such models) and apart (prefill and "
+            "decode on different servers, slow to replay), separated by commas.",
+        ),
     ] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Only so many measurements, spread over the data.")] = None,
     waves: Annotated[
@@ -384,6 +392,7 @@ def validate_serving(
         data,
         result or [],
         scenario,
+        only=only,
         sample=sample,
         waves=waves,
         max_concurrency=max_concurrency,

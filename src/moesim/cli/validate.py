@@ -29,11 +29,21 @@ from moesim.reports.validation.serving_bench import read_benchmark
 from moesim.reports.validation.serving_deployment import Deployment
 from moesim.reports.validation.serving_figure import draw_predictions
 from moesim.reports.validation.serving_fit import Calibration, Measured, calibrate
+from moesim.reports.validation.serving_recorded import SECTION as RECORDED
 from moesim.reports.validation.serving_recorded import find_runs, read_run
 from moesim.reports.validation.serving_replay import Outcome, replay_all
-from moesim.reports.validation.serving_silicon import FILE, Replay, read_silicon
+from moesim.reports.validation.serving_silicon import (
+    AGGREGATED_DENSE,
+    AGGREGATED_MOE,
+    DISAGGREGATED,
+    FILE,
+    Replay,
+    read_silicon,
+)
 from moesim.simulator.scenario import load_scenario
 
+SECTIONS = {"recorded": RECORDED, "moe": AGGREGATED_MOE, "dense": AGGREGATED_DENSE, "apart": DISAGGREGATED}
+"""Kinds of measured servers, in the order in which they are replayed."""
 _RIGHT = ("rows", "n/a", "median", "mean", "P90", "bias")
 
 
@@ -42,6 +52,7 @@ def serving_command(
     results: Sequence[Path],
     scenario: str | None,
     *,
+    only: str | None,
     sample: int | None,
     waves: int | None,
     max_concurrency: int | None,
@@ -52,7 +63,10 @@ def serving_command(
     as_json: bool,
 ) -> None:
     """Replay what was measured, and print and save how far off the predictions are."""
+    kinds = _kinds(only)
     deployments = _deployments(data, results, scenario, waves)
+    if data is not None:
+        deployments = _in_order(deployments, kinds)
     if max_concurrency is not None:
         deployments = [one for one in deployments if (one.concurrency or 0) <= max_concurrency]
     if sample is not None:
@@ -70,7 +84,7 @@ def serving_command(
     if as_json:
         groups = [row | {"section": name} for name, kept in sections.items() for row in rows_as_dicts(summarise(kept))]
         settings = {"data": None if data is None else str(data), "sample": sample, "waves": waves}
-        settings |= {"max_concurrency": max_concurrency, "fit": fits}
+        settings |= {"only": only, "max_concurrency": max_concurrency, "fit": fits}
         fitted = [_calibration_dict(calibration) for calibration in calibrations]
         more = {"broken": named_broken(deployments), "calibrations": fitted}
         print_json(settings, {"groups": groups, **more}, output=str(out) if out else None)
@@ -99,6 +113,24 @@ def _deployments(
     if not found:
         raise DataError(f"--data {data}", f"must hold {FILE} or <gpu>/<model>/vllm/requests.jsonl")
     return found
+
+
+def _kinds(only: str | None) -> list[str]:
+    """Sections to replay."""
+    if only is None:
+        return list(SECTIONS.values())
+    chosen = [name.strip() for name in only.split(",")]
+    if unknown := [name for name in chosen if name not in SECTIONS]:
+        raise InputError("--only", f"must be some of {', '.join(SECTIONS)}, separated by commas", unknown[0])
+    return [section for name, section in SECTIONS.items() if name in chosen]
+
+
+def _in_order(deployments: Sequence[Deployment], kinds: Sequence[str]) -> list[Deployment]:
+    """Those of some sections, section by section, few requests in flight first: they are replayed fastest."""
+    chosen = [one for one in deployments if one.section in kinds]
+    if not chosen:
+        raise InputError("--only", "nothing of that kind is in the data")
+    return sorted(chosen, key=lambda one: (kinds.index(one.section), one.concurrency or 0))
 
 
 def _sample(deployments: Sequence[Deployment], count: int) -> list[Deployment]:
