@@ -131,27 +131,26 @@ class GPU:
     """
 
     def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
-        from moesim.hw_models import attention_columns, attention_kernel, gpu_kernel
+        from moesim.hw_models import attention_columns, attention_kernel, gpu_columns, gpu_kernel
 
         self.config = config
         self.name = name
         self._price_rows = gpu_kernel.price_rows
-        self._columns = gpu_kernel.Columns
-        self._columns_of = operator.attrgetter(*gpu_kernel.Columns._fields)
+        self._columns = gpu_columns.Columns
+        self._columns_of = operator.attrgetter(*gpu_columns.Columns._fields)
         self._parameters = _parameter_vector(config, gpu_kernel)
-        self._formats, self._tiles = format_rows(config, gpu_kernel)
-        self._launches = launch_rows(config)
+        self._products = gpu_columns.Products(*format_rows(config, gpu_kernel), launch_rows(config))
         self._valid = _valid_ranges(config)
         self._price_attention: Any = attention_kernel.price_rows
         self._features = attention_kernel.RESIDUAL_FEATURES
         self._attention_columns = attention_columns.Columns
         self._attention_columns_of = operator.attrgetter(*attention_columns.Columns._fields)
-        self._attention_result = gpu_kernel.Attention
+        self._attention_result = gpu_columns.Attention
         self._attention = _attention_tables(config, repeated=config.attention.repeated)
         self._attention_in_models = _attention_tables(config, repeated=False)
         found, columns = self.matching_models(), max(len(DTYPES), 2 * len(config.attention.kernels))
         models = [(*place, model) for name, model in found.items() for place in self._places(name)]
-        self._residuals = gpu_kernel.Residuals(*joined(models, len(PLANES), columns))
+        self._residuals = gpu_columns.Residuals(*joined(models, len(PLANES), columns))
         self._corrects_attention = any(PLANES[plane] == "attention" for plane, _, _ in models)
         self._product_errors = product_errors(config.fits, models)
         self._attention_errors = attention_errors(config, models)
@@ -170,16 +169,11 @@ class GPU:
         self._price_rows(
             columns,
             self._parameters,
-            self._formats,
-            self._tiles,
-            self._launches,
+            self._products,
             self._valid,
             self._residuals,
             attention,
-            cost.time_s,
-            cost.energy_j,
-            cost.bound,
-            cost.extrapolated,
+            (cost.time_s, cost.energy_j, cost.bound, cost.extrapolated),
         )
         return cost
 
@@ -202,7 +196,7 @@ class GPU:
         return errors
 
     def _attend(self, operators: OperatorTable, cost: Cost, *, with_features: bool) -> Any:
-        """Write times, bounds and extrapolation of rows of attention; returns their `gpu_kernel.Attention`."""
+        """Write times, bounds and extrapolation of rows of attention; returns their `gpu_columns.Attention`."""
         rows = np.flatnonzero(operators.form == ATTENTION)
         kernel, features = np.empty(len(rows), np.int64), np.zeros((len(rows) * with_features, self._features))
         if len(rows):
@@ -233,7 +227,7 @@ class GPU:
         features = np.zeros((len(operators), gpu_kernel.FEATURES))
         columns = self._columns(*self._columns_of(operators))
         physics_s, multiprocessors = self.price(operators).time_s, self.config.multiprocessors.value
-        gpu_kernel.feature_rows(columns, physics_s, self._formats, multiprocessors, features)
+        gpu_kernel.feature_rows(columns, physics_s, self._products.formats, multiprocessors, features)
         return features
 
     def corrected_rows(self, operators: OperatorTable) -> NDArray[np.bool_]:
@@ -261,8 +255,8 @@ class GPU:
             return fingerprint(np.concatenate([multiprocessors, rates]), *values)
         from moesim.hw_models import gpu_kernel
 
-        row = self._formats[plane, index]
-        tiles = self._tiles[int(row[gpu_kernel.FIRST_TILE]) : int(row[gpu_kernel.END_TILE])]
+        row = self._products.formats[plane, index]
+        tiles = self._products.tiles[int(row[gpu_kernel.FIRST_TILE]) : int(row[gpu_kernel.END_TILE])]
         shared = [multiprocessors, row[: gpu_kernel.MODEL_COLUMNS]]
         if plane == PLANES.index("gemm"):
             own = row[list(gpu_kernel.SINGLE_COLUMNS)], tiles[:, : gpu_kernel.TOKENS_PER_EXPERT].ravel()
@@ -289,7 +283,7 @@ class GPU:
         if PLANES[plane] == "experts":
             for other, name in enumerate(PLANES):
                 shares = name.endswith("_experts") and np.array_equal(
-                    self._formats[other, index], self._formats[plane, index]
+                    self._products.formats[other, index], self._products.formats[plane, index]
                 )
                 if shares:
                     yield other, index

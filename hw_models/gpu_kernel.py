@@ -3,69 +3,27 @@
 Every jitted function calls jitted functions of this module only, so that numba's cache never goes stale.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from moesim.hw_models.gpu_columns import Attention, Columns, Floats, Ints, Products, Residuals
 
 # Forms and bounds as constants of this module; a test holds them against operator_table.FORMS and processor.BOUNDS.
 GEMM, GROUPED_GEMM, ATTENTION, ELEMENTWISE = range(4)
 COMPUTE, MEMORY, LATENCY = range(3)
 
 # Positions in the parameter vector.
-(
-    MULTIPROCESSORS,
-    S_PER_DRAM_BYTE,
-    S_PER_PEAK_DRAM_BYTE,
-    J_PER_DRAM_BYTE,
-    J_PER_ATTENTION_FLOP,
-    LEAST_S_PER_ATTENTION_BYTE,
-    ACTIVE_W,
-    ELEMENTWISE_LATENCY_S,
-    ELEMENTWISE_CACHED_BYTES,
-    S_PER_CACHED_BYTE,
-    PARAMETERS,
-) = range(11)
+MULTIPROCESSORS, S_PER_DRAM_BYTE, S_PER_PEAK_DRAM_BYTE, J_PER_DRAM_BYTE, J_PER_ATTENTION_FLOP = range(5)
+LEAST_S_PER_ATTENTION_BYTE, ACTIVE_W, ELEMENTWISE_LATENCY_S, ELEMENTWISE_CACHED_BYTES = range(5, 9)
+S_PER_CACHED_BYTE, PARAMETERS = range(9, 11)
 
 # Columns of the table of weight formats, of single products and of expert FFNs.
-(
-    S_PER_FLOP,
-    S_PER_PEAK_FLOP,
-    ACTIVATION_BYTES,
-    WEIGHT_BYTES,
-    J_PER_FLOP,
-    LATENCY_S,
-    S_PER_WEIGHT_BYTE,
-    S_PER_MOVED_BYTE,
-    S_PER_L2_BYTE,
-    TILE_LATENCY_S,
-    STEP_LATENCY_S,
-    SPLIT_LATENCY_S,
-    EXPOSED,
-    WAVE_TAIL,
-    CACHED_BYTES,
-    S_PER_QUANTISED_ELEMENT,
-    S_PER_QUANTISED_ROW,
-    MAX_SPLIT,
-    FIRST_TILE,
-    END_TILE,
-    SPLIT_FROM,
-    LONE_SLOWDOWN,
-    S_PER_QUANTISED_BLOCK,
-    POWER_SLOWDOWN,
-    BOOST_S,
-    HAS_VECTORS,
-    FIRST_LAUNCH,
-    END_LAUNCH,
-    COPIES,
-    KEPT_BYTES,
-    S_PER_KEPT_BYTE,
-    FORMAT_COLUMNS,
-) = range(32)
+S_PER_FLOP, S_PER_PEAK_FLOP, ACTIVATION_BYTES, WEIGHT_BYTES, J_PER_FLOP, LATENCY_S, S_PER_WEIGHT_BYTE = range(7)
+S_PER_MOVED_BYTE, S_PER_L2_BYTE, TILE_LATENCY_S, STEP_LATENCY_S, SPLIT_LATENCY_S, EXPOSED = range(7, 13)
+WAVE_TAIL, CACHED_BYTES, S_PER_QUANTISED_ELEMENT, S_PER_QUANTISED_ROW, MAX_SPLIT, FIRST_TILE = range(13, 19)
+END_TILE, SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS = range(19, 26)
+FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, FORMAT_COLUMNS = range(26, 32)
 MODEL_COLUMNS = FIRST_TILE
 """Columns before this one decide the prices of all products in a model."""
 SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
@@ -98,132 +56,115 @@ _GROUP, _BLOCK_GROUPS = 128, 16  # elements with a scale of their own, and most 
 _FULL_SHARE = 1.1  # of the L2 that keeps all of some weights, those of which it keeps none
 
 
-class Columns(NamedTuple):
-    """The columns of an operator table that decide prices; see `OperatorTable`."""
-
-    form: NDArray[np.int8]
-    weight_dtype: NDArray[np.int8]
-    m: Ints
-    n: Ints
-    k: Ints
-    groups: Ints
-    up_matrices: NDArray[np.int8]
-    flops: Floats
-    weight_bytes_read: Floats
-    read_bytes: Floats
-    write_bytes: Floats
-    routed_tokens: Ints
-    expert_slots: Ints
-    expert_ranks: Ints
-    grouped_rows: Ints
-    expert_tokens: Ints
-
-
-class Residuals(NamedTuple):
-    """Boosted trees of all models, and which are whose; see `residual.joined`.
-
-    models: float64[plane, weight dtype (attention: kernel), 4].
-    """
-
-    feature: NDArray[np.int8]
-    value: NDArray[np.float32]
-    left: NDArray[np.int32]
-    roots: NDArray[np.int32]
-    models: Floats
-
-
-class Attention(NamedTuple):
-    """What `attention_kernel` says of the rows of attention, in order: kernels, and features for residuals if any."""
-
-    kernel: Ints
-    features: Floats
-
-
 @njit(cache=True)
-def price_rows(  # noqa: PLR0913, PLR0917, columns and results; numba passes arrays flat
+def price_rows(
     columns: Columns,
     parameters: Floats,
-    formats: Floats,
-    tiles: Ints,
-    launches: Floats,
+    products: Products,
     valid: Floats,
     residuals: Residuals,
     attention: Attention,
-    time_s: Floats,
-    energy_j: Floats,
-    bound: NDArray[np.int8],
-    extrapolated: NDArray[np.bool_],
+    outputs: tuple[Floats, Floats, NDArray[np.int8], NDArray[np.bool_]],
 ) -> None:
-    """Write time, energy, bound and extrapolation of every row into the last four, which come as zeros.
+    """Write time, energy, bound and extrapolation of every row into `outputs`, which come as zeros.
 
     Rows of attention come with times, bounds and extrapolation by `attention_kernel`, and get the rest.
 
     Args:
         columns: what to price.
         parameters: float64[PARAMETERS].
-        formats: float64[4, weight dtype, FORMAT_COLUMNS], of single products, gated, ungated and sharded expert FFNs.
-        tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
-        launches: float64[launch, LAUNCH_COLUMNS], of the host in benchmarks, in runs that formats point to.
+        products: kernels of products.
         valid: float64[form, weight dtype, 6], least and greatest value of three quantities in turn: m, n, k of
             products; m, flops, bytes of attention and elementwise rows.
         residuals: learned corrections, for products and attention inside `valid`.
         attention: of the rows of attention.
-        time_s: float64[row].
-        energy_j: float64[row].
-        bound: int8[row].
-        extrapolated: bool[row].
+        outputs: float64[row] times, float64[row] energies, int8[row] bounds and bool[row], by row.
     """
+    time_s, energy_j, bound, extrapolated = outputs
     grouped = attending = -1
-    features = np.zeros(FEATURES)
+    features, uncorrected = np.zeros(FEATURES), np.zeros(4)
     for row in range(columns.m.size):
         kind, dtype = columns.form[row], columns.weight_dtype[row]
         grouped += kind == GROUPED_GEMM  # `expert_tokens` holds one line per grouped row, in order
         attending += kind == ATTENTION
-        m, n, k, groups = columns.m[row], columns.n[row], columns.k[row], columns.groups[row]
-        if m <= 0:
+        if columns.m[row] <= 0:
             bound[row] = LATENCY
             continue
-        plane = _plane(columns, row)
-        fmt = formats[plane, dtype]
-        flops, weight_bytes = columns.flops[row], columns.weight_bytes_read[row]
-        moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
-        nbytes = weight_bytes + moved_bytes
-        dram_bytes = nbytes
-        j_per_flop = fmt[J_PER_FLOP]
-        if kind == GEMM:
-            price = _gemm(m, n, k, groups, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
-        elif kind == GROUPED_GEMM:
-            batch = (columns.routed_tokens[row], columns.expert_slots[row], columns.expert_ranks[row])
-            work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row], batch)
-            price = _experts(work, weight_bytes, moved_bytes, parameters[MULTIPROCESSORS], fmt, tiles)
-        elif kind == ATTENTION:
-            price = time_s[row], int(bound[row])
-            j_per_flop = parameters[J_PER_ATTENTION_FLOP]
-        else:
-            cached_bytes = min(moved_bytes, parameters[ELEMENTWISE_CACHED_BYTES])
-            price = _elementwise(nbytes - cached_bytes, cached_bytes, parameters)
-            dram_bytes -= cached_bytes
-        time_s[row], bound[row] = price
+        j_per_flop, cached_bytes = products.formats[_plane(columns, row), dtype, J_PER_FLOP], 0.0
+        outside = _is_row_outside(columns, row, valid[kind, dtype])
+        extrapolated[row] = extrapolated[row] or outside
         if kind in (GEMM, GROUPED_GEMM):
-            extrapolated[row] = _is_outside(m, n, k, valid[kind, dtype])
-            if residuals.models[plane, dtype, 1] > 0.0 and not extrapolated[row]:
-                kept = _kept_share(weight_bytes, fmt) if kind == GEMM else 0.0
-                _write_features(columns, row, grouped, time_s[row], kept, parameters[MULTIPROCESSORS], features)
-                read_bytes = (1.0 - kept) * weight_bytes
-                floor_s = max(flops * fmt[S_PER_PEAK_FLOP], read_bytes * parameters[S_PER_PEAK_DRAM_BYTE])
-                time_s[row] = _corrected_s(time_s[row], floor_s, features, residuals, residuals.models[plane, dtype])
-            if kind == GEMM:
-                time_s[row] = max(time_s[row], _launch_s(m, n, k, fmt, launches))
+            model = uncorrected if outside else residuals.models[_plane(columns, row), dtype]
+            time_s[row], bound[row] = _product(columns, row, grouped, parameters, products, residuals, model, features)
+        elif kind == ATTENTION:
+            j_per_flop = parameters[J_PER_ATTENTION_FLOP]
+            if not extrapolated[row]:
+                peak_s = columns.flops[row] * products.formats[0, dtype, S_PER_PEAK_FLOP]
+                least_s = max(peak_s, _bytes(columns, row) * parameters[LEAST_S_PER_ATTENTION_BYTE])
+                time_s[row] = _attention_s(time_s[row], least_s, attending, residuals, attention)
         else:
-            extrapolated[row] = extrapolated[row] or _is_outside(m, flops, nbytes, valid[kind, dtype])
-            learned = kind == ATTENTION and len(attention.features) > 0 and attention.kernel[attending] >= 0
-            if learned and not extrapolated[row]:
-                floor_s = max(flops * fmt[S_PER_PEAK_FLOP], nbytes * parameters[LEAST_S_PER_ATTENTION_BYTE])
-                model = residuals.models[ATTENTION_PLANE, attention.kernel[attending]]
-                time_s[row] = _corrected_s(time_s[row], floor_s, attention.features[attending], residuals, model)
-        energy_j[row] = (
-            flops * j_per_flop + dram_bytes * parameters[J_PER_DRAM_BYTE] + time_s[row] * parameters[ACTIVE_W]
-        )
+            moved_bytes = columns.read_bytes[row] + columns.write_bytes[row]
+            cached_bytes = min(moved_bytes, parameters[ELEMENTWISE_CACHED_BYTES])
+            time_s[row], bound[row] = _elementwise(_bytes(columns, row) - cached_bytes, cached_bytes, parameters)
+        dram_j = (_bytes(columns, row) - cached_bytes) * parameters[J_PER_DRAM_BYTE]
+        energy_j[row] = columns.flops[row] * j_per_flop + dram_j + time_s[row] * parameters[ACTIVE_W]
+
+
+@njit(cache=True)
+def _product(
+    columns: Columns,
+    row: int,
+    grouped: int,
+    parameters: Floats,
+    products: Products,
+    residuals: Residuals,
+    model: Floats,
+    features: Floats,
+) -> tuple[float, int]:
+    """Time and bound of a product, its residual and the host of a benchmark included."""
+    plane, dtype, is_single = _plane(columns, row), columns.weight_dtype[row], columns.form[row] == GEMM
+    fmt, multiprocessors = products.formats[plane, dtype], parameters[MULTIPROCESSORS]
+    m, n, k = columns.m[row], columns.n[row], columns.k[row]
+    weight_bytes, moved_bytes = columns.weight_bytes_read[row], columns.read_bytes[row] + columns.write_bytes[row]
+    if is_single:
+        price = _gemm(m, n, k, columns.groups[row], weight_bytes, moved_bytes, multiprocessors, fmt, products.tiles)
+    else:
+        batch = (columns.routed_tokens[row], columns.expert_slots[row], columns.expert_ranks[row])
+        work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row], batch)
+        price = _experts(work, weight_bytes, moved_bytes, multiprocessors, fmt, products.tiles)
+    seconds, bound = price
+    if model[1] > 0.0:
+        kept = _kept_share(weight_bytes, fmt) if is_single else 0.0
+        _write_features(columns, row, grouped, seconds, kept, multiprocessors, features)
+        read_s = (1.0 - kept) * weight_bytes * parameters[S_PER_PEAK_DRAM_BYTE]
+        floor_s = max(columns.flops[row] * fmt[S_PER_PEAK_FLOP], read_s)
+        seconds = _corrected_s(seconds, floor_s, features, residuals, model)
+    if is_single:
+        seconds = max(seconds, _launch_s(m, n, k, fmt, products.launches))
+    return seconds, bound
+
+
+@njit(cache=True)
+def _attention_s(time_s: float, floor_s: float, attending: int, residuals: Residuals, attention: Attention) -> float:
+    """Time of a row of attention with its residual, if there is one."""
+    if len(attention.features) == 0 or attention.kernel[attending] < 0:
+        return time_s
+    model = residuals.models[ATTENTION_PLANE, attention.kernel[attending]]
+    return _corrected_s(time_s, floor_s, attention.features[attending], residuals, model)
+
+
+@njit(cache=True)
+def _bytes(columns: Columns, row: int) -> float:
+    """All that a row reads and writes."""
+    return columns.weight_bytes_read[row] + (columns.read_bytes[row] + columns.write_bytes[row])
+
+
+@njit(cache=True)
+def _is_row_outside(columns: Columns, row: int, valid: Floats) -> bool:
+    """Whether a row is outside the calibrated range of its form."""
+    if columns.form[row] in (GEMM, GROUPED_GEMM):
+        return _is_outside(columns.m[row], columns.n[row], columns.k[row], valid)
+    return _is_outside(columns.m[row], columns.flops[row], _bytes(columns, row), valid)
 
 
 @njit(cache=True)
