@@ -156,7 +156,8 @@ def _attention_s(time_s: float, floor_s: float, attending: int, residuals: Resid
 @njit(cache=True)
 def _bytes(columns: Columns, row: int) -> float:
     """All that a row reads and writes."""
-    return columns.weight_bytes_read[row] + (columns.read_bytes[row] + columns.write_bytes[row])
+    nbytes: float = columns.weight_bytes_read[row] + (columns.read_bytes[row] + columns.write_bytes[row])
+    return nbytes
 
 
 @njit(cache=True)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from moesim.simulator.pipeline import Pipeline
 from moesim.simulator.pool import Pool
-from moesim.simulator.scheduler import RankScheduler, RequestStates, Scheduled
+from moesim.simulator.request_states import RequestStates, Scheduled
+from moesim.simulator.scheduler import RankScheduler
 from moesim.simulator.serving_record import StepMeasures
 from moesim.simulator.step_simulator import StepOutcome
 from moesim.workloads.steps import Step

@@ -19,7 +19,8 @@ from moesim.simulator.memory import KvCache
 from moesim.simulator.pipeline import Pipeline
 from moesim.simulator.pool import KvTransfer, Pool
 from moesim.simulator.replica import Passage, Replica
-from moesim.simulator.scheduler import RankScheduler, RequestStates
+from moesim.simulator.request_states import RequestStates
+from moesim.simulator.scheduler import RankScheduler
 from moesim.simulator.serving_record import ServingRecord, StepMeasures
 from moesim.workloads.requests import Requests
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.simulator.growing import GrowingTable
-from moesim.simulator.scheduler import RequestStates
+from moesim.simulator.request_states import RequestStates
 from moesim.workloads.steps import Step
 
 Floats = NDArray[np.float64]

@@ -11,8 +11,9 @@ import pytest
 from moesim.errors import ConfigError, DataError
 from moesim.simulator.memory import KvCache
 from moesim.simulator.prefix_cache import PrefixCache, check_prefix_caching
+from moesim.simulator.request_states import RequestStates
 from moesim.simulator.scenario import load_scenario, prepare
-from moesim.simulator.scheduler import RankScheduler, RequestStates, SchedulerSettings
+from moesim.simulator.scheduler import RankScheduler, SchedulerSettings
 from moesim.simulator.simulate import simulate
 from moesim.workloads.prefix_blocks import PrefixBlocks
 from moesim.workloads.request_files import read_requests

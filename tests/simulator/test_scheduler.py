@@ -9,8 +9,9 @@ import pytest
 from moesim.configs.loader import shipped
 from moesim.errors import ConfigError
 from moesim.simulator.memory import KvCache
+from moesim.simulator.request_states import RequestStates
 from moesim.simulator.scenario import load_scenario
-from moesim.simulator.scheduler import RankScheduler, RequestStates, SchedulerSettings
+from moesim.simulator.scheduler import RankScheduler, SchedulerSettings
 from moesim.simulator.simulate import simulate
 from moesim.workloads.models import load_model
 from moesim.workloads.requests import Requests
