@@ -13,7 +13,7 @@ from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Settings
 from moesim.hw_models.calibration.measured import Floats
 from moesim.hw_models.calibration.plans import Plan
-from moesim.hw_models.calibration.routed_tokens import BALANCED
+from moesim.hw_models.calibration.routed_tokens import row_weights
 from moesim.hw_models.calibration.splits import folds
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.residual import Trees
@@ -22,8 +22,6 @@ _FEWEST_ROWS = 20
 """In a leaf."""
 _LEAST_ROWS = 200
 """To learn anything from."""
-_DRAWN_WEIGHT = 1 / 3
-"""Of rows that are random draws, as experts' under a power law."""
 _RANGE_PERCENTILE = 0.5
 """Factors beyond this percentile of those seen, at either end, are cut off."""
 
@@ -83,7 +81,7 @@ def learn_residual(
         ConfigError: scikit-learn is not installed.
     """
     measured = plan.measured
-    weight, learners = _weights(plan), _learners(plan)
+    weight, learners = row_weights(measured), _learners(plan)
     tried = [_unseen(plan, result, settings, weight, how) for how in learners]
     errors = [float(np.abs(seconds / measured.time_s - 1).mean()) for seconds in tried]
     best = int(np.argmin(errors))
@@ -128,18 +126,11 @@ def _inputs(plan: Plan | AttentionPlan, config: GpuConfig) -> tuple[Floats, Floa
     return features, processor.price(table).time_s, usable, anchors
 
 
-def _weights(plan: Plan | AttentionPlan) -> Floats:
-    """float64[row]: what rows count; random draws count less."""
-    distribution = plan.measured.labels.get("distribution", np.full(len(plan.measured), BALANCED))
-    weight: Floats = np.where(distribution == BALANCED, 1.0, _DRAWN_WEIGHT)
-    return weight
-
-
 def _learners(plan: Plan | AttentionPlan) -> Sequence[Learner]:
     """What to try: trees that follow medians where rows are random draws."""
     if plan.residual_name.startswith("gemm."):
         return _SINGLE
-    return _DRAWN if (_weights(plan) < 1.0).any() else _STANDARD
+    return _DRAWN if (row_weights(plan.measured) < 1.0).any() else _STANDARD
 
 
 def _learn(features: Floats, ratio: Floats, anchors: Floats, weight: Floats, how: Learner) -> Any:

@@ -10,16 +10,20 @@ ties decide, and the expert of the lowest number wins them. The first groups the
 experts take what a token misses.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from moesim.hw_models.calibration.measured import Floats, Measured
 
 Counts = NDArray[np.int64]
 BALANCED = "balanced"
 POWER_LAW = "power_law_"
 _FEW, _MANY = (0.01, 2.0), (1.0, 0.8)
 """Range of popularities with fewer and with more pairs than experts; the last is times the tokens."""
+_DRAWN_WEIGHT = 1 / 3
+"""Of rows that are random draws."""
 
 
 class GroupLimit(NamedTuple):
@@ -190,3 +194,10 @@ def _with_sum(counts: Counts, total: int, most: int, ranks: int) -> Counts:
     result = np.empty_like(counts)
     result[order] = turns
     return result
+
+
+def row_weights(measured: Measured[Any]) -> Floats:
+    """float64[row]: what rows count in fits of what scatters; random draws count less."""
+    distribution = measured.labels.get("distribution", np.full(len(measured), BALANCED))
+    weights: Floats = np.where(distribution == BALANCED, 1.0, _DRAWN_WEIGHT)
+    return weights

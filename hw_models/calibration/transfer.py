@@ -15,6 +15,7 @@ import numpy as np
 from moesim.hw_models.calibration.errors import ErrorSummary
 from moesim.hw_models.calibration.fit import STANDARD, Free, Settings, fit
 from moesim.hw_models.calibration.measured import Floats, Ints, Measured
+from moesim.hw_models.calibration.routed_tokens import row_weights
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.parameters import with_values
 from moesim.workloads.operator_table import GEMM, OperatorTable
@@ -134,16 +135,19 @@ def transfer(
     """Fit to `sources` together and predict `target`.
 
     Args:
-        sources: GPUs to fit to; each weighs the same, whatever its rows.
+        sources: GPUs to fit to; each weighs the same, whatever its rows, but less as far as they are random draws.
         target: the GPU to predict; only its data sheet is used.
         kind: single products or expert FFNs.
         settings: of the fit.
     """
     fewest = min(settings.rows, *(len(source.measured) for source in sources))
     rng = np.random.default_rng(settings.seed)
-    rows = [np.sort(rng.permutation(len(source.measured))[:fewest]) for source in sources]
+    counts = [int(fewest * row_weights(source.measured).mean()) for source in sources]
+    rows = [
+        np.sort(rng.permutation(len(source.measured))[:count]) for source, count in zip(sources, counts, strict=True)
+    ]
     tables = tuple(source.table.take(part) for source, part in zip(sources, rows, strict=True))
-    table = _Fleet(tables, np.arange(fewest * len(sources)))
+    table = _Fleet(tables, np.arange(sum(counts)))
     together = Measured(
         table,
         np.concatenate([source.measured.time_s[part] for source, part in zip(sources, rows, strict=True)]),
