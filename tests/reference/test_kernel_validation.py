@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from moesim.hw_models.calibration.fit import Settings
+from moesim.hw_models.calibration.measured import NOT_TUNED
 from moesim.reports.validation.kernel_files import OPERATORS, GpuData, find_gpus, read_sets
 from moesim.reports.validation.kernel_prices import priced, prices_of
 from moesim.reports.validation.kernel_refits import can_refit, refitted
@@ -34,6 +35,8 @@ def test_what_was_fitted_is_priced_far_better_than_by_a_roofline(reference_data:
         if (item.op, item.framework, item.model) == ("gemm", "vllm", LAUNCH_BOUND):
             continue
         errors = {error.variant: error.errors for error in group_errors([item]) if error.time == "all"}
+        if item.model.endswith(NOT_TUNED):
+            continue  # no fit is about such rows
         assert item.shapes == SEEN or item.op == "gemm", (item.op, item.framework, item.model)
         assert errors[RESIDUAL].mean < 0.28
         assert errors[RESIDUAL].mean < errors[ROOFLINE].mean / 1.9

@@ -139,6 +139,10 @@ def _with_sources(rows: Sequence[ParameterRow]) -> tuple[Table, Table]:
     texts = [f"{row.source}, error {row.error}" if row.error else row.source for row in rows]
     sources = {text: f"[{number}]" for number, text in enumerate(dict.fromkeys(texts), start=1)}
     values = table("parameter", "value", "source", right=("value",))
+    names, *others = values.columns
+    names.no_wrap = False  # some are longer than a terminal is wide
+    for column in others:
+        column.no_wrap = True
     for row, text in zip(rows, texts, strict=True):
         values.add_row(row.name, row.value, sources[text])
     legend = Table.grid(padding=(0, 1))
