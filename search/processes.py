@@ -1,6 +1,8 @@
 """The same function on many items, on several processes."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
@@ -23,9 +25,22 @@ def as_they_finish(
         yield from ((position, function(item)) for position, item in enumerate(items))
         return
     # Forked children would inherit numba's threads and SimPy's state; spawned ones start clean, everywhere alike.
-    pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_end_with_parent)
     try:
         futures = {pool.submit(function, item): position for position, item in enumerate(items)}
         yield from ((futures[future], future.result()) for future in as_completed(futures))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, which may have been killed without a chance to say so."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
