@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -160,6 +161,11 @@ class GPU:
         """Power while anything runs (see `Processor.active_w`)."""
         return self.config.active_power.value
 
+    @property
+    def residual_file(self) -> Path | None:
+        """The file with learned corrections, if there are any."""
+        return None if self.config.residual is None else FOLDER / self.config.residual
+
     def price(self, operators: OperatorTable) -> Cost:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
         columns = self._columns(*self._columns_of(operators))
@@ -290,13 +296,13 @@ class GPU:
 
     def matching_models(self) -> dict[str, Trees]:
         """Residuals by name, of those in the device's file that were learned beside the parameters it has."""
-        if self.config.residual is None:
+        if self.residual_file is None:
             return {}
         kernels = self.config.attention.kernels
         known = {f"attention.{fit}" for kernel in kernels for fit in (kernel.fit, kernel.mixed_fit)}
         return {
             name: model
-            for name, model in load_residual(FOLDER / self.config.residual).items()
+            for name, model in load_residual(self.residual_file).items()
             if name in known or not name.startswith("attention.")
             if model.fingerprint == self.fingerprint(name)
         }

@@ -1,6 +1,7 @@
 """Readers of measured servers, weights, profiles, errors and calibration of serving."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -355,3 +356,6 @@ def test_outcomes_are_kept_and_found_again(small, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in runs.iterdir()} == kept
     assert [second[n].predicted_s for n in (0, 1)] == [first[n].predicted_s for n in (0, 1)]
     assert given(second[0].profile).seconds == pytest.approx(given(first[0].profile).seconds, rel=1e-6)
+    counted_otherwise = dict(replay_all([replace(small[0], tokens_per_step=2.0)], runs=runs))
+    assert len(list(runs.iterdir())) == 3
+    assert given(counted_otherwise[0].predicted_s)["tpot"]["mean"] == given(first[0].predicted_s)["tpot"]["mean"] / 2

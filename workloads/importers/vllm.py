@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from moesim.errors import DataError
 from moesim.workloads.importers.recorded import ImportOptions, Recorded, make_profile, make_trace
 from moesim.workloads.importers.safe_files import check_file, named_arrays, numbers, read_json, read_json_lines, whole
-from moesim.workloads.routing_files import npz_members
+from moesim.workloads.npz_files import npz_members
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_trace import RoutingTrace
 
