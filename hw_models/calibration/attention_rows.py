@@ -132,7 +132,7 @@ def read_attention(file: Path) -> Measured[OperatorTable]:
     Labels: kernel, cache, activations, heads, kv_heads, head_dim, window, sequences, tokens (per sequence), context.
 
     Raises:
-        DataError: the file has no such columns.
+        DataError: the file has no such columns, or no row with a known format of the cache.
     """
     rows = _read(file, ("num_heads", "num_key_value_heads", "head_dim", "batch_size", "isl", "step", "kernel_source"))
     window = rows["window_size"] if "window_size" in rows else pd.Series(0, index=rows.index)
@@ -150,7 +150,7 @@ def read_latent_attention(file: Path) -> Measured[OperatorTable]:
     """Rows of `context_mla_perf.parquet` or `generation_mla_perf.parquet`; labels as `read_attention`.
 
     Raises:
-        DataError: the file has no such columns.
+        DataError: the file has no such columns, or no row with a known format of the cache.
     """
     rows = _read(file, ("num_heads", "batch_size", "isl", "step", "kernel_source"))
     decodes = "generation" in file.name
@@ -165,7 +165,10 @@ def _read(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if missing:
         raise DataError(str(file), "must hold measured attention kernels", f"no column {missing[0]}")
     check_times(file, rows)
-    return rows[rows.kv_cache_dtype.isin(_CACHES)]
+    known = rows[rows.kv_cache_dtype.isin(_CACHES)]
+    if known.empty:
+        raise DataError(f"{file}: kv_cache_dtype", f"must be {' or '.join(_CACHES)} in some row")
+    return known
 
 
 def _measured(
