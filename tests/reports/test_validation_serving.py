@@ -1,6 +1,7 @@
 """Readers of measured servers, weights, profiles, errors and calibration of serving."""
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -126,11 +127,12 @@ def test_rows_that_contradict_themselves_are_named(tmp_path):
 
 def test_an_unknown_model_or_load_is_unanswered(tmp_path):
     other = GPT.replace("gpt-oss-120b", "gpt-oss-999b")
-    rows = [f"a,vllm,1,{other},2,1,2,1,9,9,4", f"b,vllm,1,{GPT},2,1,2,1,9,9,"]
+    rows = [f"a,vllm,1,{other},2,1,2,1,9,9,4", f"b,vllm,1,{GPT},2,1,2,1,9,9,", f"c,max,1,{GPT},2,1,2,1,9,9,4"]
     outcomes = [replay(deployment) for deployment in read_silicon(silicon(tmp_path, *rows))]
     assert [outcome.refusal for outcome in outcomes] == [
         "no shipped model of this name",
         "the concurrency is not stated",
+        "no settings of this serving engine are known",
     ]
 
 
@@ -140,6 +142,7 @@ def test_an_unknown_model_or_load_is_unanswered(tmp_path):
         (f"a,vllm,1,{GPT},2,1,2,1,fast,4.8,4", r"csv:2: silicon_ttft_ms: must be a number, got 'fast'"),
         (f"a,vllm,1,{GPT},2,1,2,1,0,4.8,4", r"csv:2: silicon_ttft_ms and silicon_tpot_ms must be > 0"),
         (f"a,vllm,1,{GPT},-2,1,2,1,9,4.8,4", r"csv:2: tp_size: must be finite and >= 0, got -2"),
+        (f"a,vllm,1,{GPT},2,1,2,1,9", r"csv:2: silicon_tpot_ms: must be a number, got ''"),
     ],
 )
 def test_broken_rows_are_refused(tmp_path, row, message):
@@ -173,7 +176,9 @@ def test_a_recorded_run_is_replayed_from_when_requests_were_queued(tmp_path):
     [
         (request(5.0, 4.0, 6.0), r"jsonl:1: queued_ts <= first_token_ts"),
         (request(1.0, None, 2.0), r"jsonl:1: first_token_ts: must be a number"),
-        (request(1.0, 1.5, 2.0, outputs=0), r"jsonl:1: a request has at least one"),
+        (request(1.0, 1.5, float("inf")), r"jsonl:1: last_token_ts: must be a number, got inf"),
+        (request(1.0, 1.5, 2.0, outputs=0), r"jsonl:1: output_toks: must be a whole number >= 1, got 0"),
+        (request(1.0, 1.5, 2.0, outputs=2.5), r"jsonl:1: output_toks: must be a whole number >= 1, got 2.5"),
     ],
 )
 def test_broken_recorded_requests_are_refused(tmp_path, broken, message):
@@ -181,9 +186,11 @@ def test_broken_recorded_requests_are_refused(tmp_path, broken, message):
         read_run(recorded(tmp_path, broken))
 
 
-def test_a_run_without_its_settings_is_refused(tmp_path):
-    folder = recorded(tmp_path, request(1.0, 1.1, 1.2), max_num_seqs="many")
-    with pytest.raises(DataError, match=r"meta.json: engine_kwargs.max_num_seqs: must be a whole number"):
+@pytest.mark.parametrize("wrong", ["2", 0, None, True])
+@pytest.mark.parametrize("name", ["max_num_seqs", "tensor_parallel_size", "data_parallel_size"])
+def test_a_run_without_its_settings_is_refused(tmp_path, name, wrong):
+    folder = recorded(tmp_path, request(1.0, 1.1, 1.2), **{name: wrong})
+    with pytest.raises(DataError, match=rf"meta.json: engine_kwargs.{name}: must be a whole number >= 1"):
         read_run(folder)
 
 
@@ -249,6 +256,12 @@ def test_sglang_writes_a_run_per_line(tmp_path):
         ('{"completed": 1}', r"mean_ttft_ms: must be a number of milliseconds > 0"),
         (json.dumps(VLLM | {"ttfts": [0.02]}), r"columns of requests must be equally long"),
         (json.dumps(VLLM | {"ttfts": [0.02, -1.0, 0.1, 0.1]}), r"request 1: ttfts: must be > 0, got -1"),
+        (json.dumps(VLLM | {"ttfts": [0.02, math.inf, 0.1, 0.1]}), r"request 1: ttfts: must be > 0, got inf"),
+        (json.dumps(VLLM | {"itls": [[math.nan], [0.1], [0.1], []]}), r"request 0: itls: must be a list of seconds"),
+        (json.dumps(VLLM | {"input_lens": [1.5, 9, 9, 9]}), r"input_lens: must be a whole number >= 1, got 1.5"),
+        (json.dumps(VLLM | {"start_times": [0, "1", 2, 3]}), r"request 1: start_times: must be seconds, got '1'"),
+        (json.dumps(VLLM | {"max_concurrency": math.inf}), r"max_concurrency: must be a whole number >= 1, or null"),
+        (json.dumps(VLLM | {"completed": math.inf}), r"completed: must be a number of requests > 0"),
     ],
 )
 def test_broken_results_are_refused(tmp_path, text, message):
@@ -338,6 +351,15 @@ def test_calibration_finds_what_was_put_in(small):
     found = measured.predicted_s(fit(measured))
     assert found == pytest.approx(measured.measured_s, rel=0.03)
     assert np.abs(blank.predicted_s({}) / measured.measured_s - 1).max() > 0.1
+
+
+def test_a_profile_of_requests_with_one_token_has_no_tpot(small):
+    scenario = given(small[0].scenario)
+    one = replace(small[0], scenario=scenario | {"requests": scenario["requests"] | {"output_tokens": 1}})
+    profile = given(replay(one).profile)
+    means = profile.mean_s(load_scenario(given(one.scenario), one.assignments)[0].scheduler)
+    assert means[0] > 0
+    assert means[1] == 0
 
 
 def test_a_single_deployment_is_its_own_test_without_any_constant(small):
