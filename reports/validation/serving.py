@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -153,6 +153,15 @@ def percent(value: float) -> str:
 def signed_percent(value: float | None) -> str:
     """`-0.0423` as `-4.2 %`."""
     return "-" if value is None else f"{value * 100:+.1f} %"
+
+
+def without_answer(compared: Iterable[Comparison]) -> Mapping[str, Sequence[str]]:
+    """Measurements that cannot be replayed: their ids by the reason."""
+    found: dict[str, dict[str, None]] = {}
+    for one in compared:
+        if one.predicted_s is None and one.unanswered is not None:
+            found.setdefault(one.unanswered, {})[one.id] = None
+    return {reason: tuple(ids) for reason, ids in found.items()}
 
 
 def named_broken(deployments: Sequence[Deployment]) -> Mapping[str, str]:
