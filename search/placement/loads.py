@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim.configs.documents import Document
 from moesim.errors import ConfigError, DataError
 from moesim.search.placement.problem import Floats
 from moesim.workloads.models import Model
@@ -43,12 +44,13 @@ class ExpertLoads:
     source: str
 
 
-def recorded_loads(reference: str, model: Model | None = None) -> ExpertLoads:
+def recorded_loads(reference: str, model: Model | None = None, place: str = "trace") -> ExpertLoads:
     """Loads of a routing trace or profile.
 
     Args:
         reference: file (.parquet, .npz, .yaml), or the name of a shipped profile.
         model: the model that was recorded; by default what the file says.
+        place: where the reference stands, for errors.
 
     Raises:
         ConfigError: unknown name, or routing that is not recorded.
@@ -58,7 +60,7 @@ def recorded_loads(reference: str, model: Model | None = None) -> ExpertLoads:
     if model is not None and path.suffix in {".npz", ".parquet"} and not is_profile(path):
         routing: object = read_routing_trace(path, model.name, _experts(model))
     else:
-        routing = load_routing(reference)
+        routing = load_routing(Document(place, reference))
     if isinstance(routing, RoutingTrace):
         found = ExpertLoads(routing.loads().astype(np.float64), routing.model, str(reference))
     elif isinstance(routing, RoutingProfile):
