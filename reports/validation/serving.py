@@ -90,7 +90,8 @@ def summarise(compared: Sequence[Comparison], *, broken: bool = False) -> list[G
     groups: dict[tuple[str, str, str, str], list[Comparison]] = {}
     for one in kept:
         groups.setdefault((one.framework, one.model, one.gpu, one.op), []).append(one)
-    rows = [_group_error(key, members) for key, members in sorted(groups.items())]
+    ordered = sorted(groups.items(), key=lambda group: (*group[0][:3], OPS.index(group[0][3])))
+    rows = [_group_error(key, members) for key, members in ordered]
     for op in OPS:
         members = [one for one in kept if one.op == op]
         if members and len({key[:3] for key in groups}) > 1:

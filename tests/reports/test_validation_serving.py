@@ -18,8 +18,8 @@ from moesim.reports.validation.serving_deployment import (
     request_weights,
     weighted_statistics,
 )
-from moesim.reports.validation.serving_figure import draw_predictions
-from moesim.reports.validation.serving_fit import Measured, calibrate, fit
+from moesim.reports.validation.serving_figure import axis_ticks, draw_predictions
+from moesim.reports.validation.serving_fit import HOST_CONSTANTS, Measured, calibrate, fit, fit_host
 from moesim.reports.validation.serving_recorded import find_runs, read_run
 from moesim.reports.validation.serving_replay import Outcome, replay, replay_all
 from moesim.reports.validation.serving_silicon import Replay, read_silicon
@@ -306,11 +306,31 @@ def test_errors_count_what_is_unanswered_and_leave_out_what_is_broken():
     assert "20.0 %" in as_markdown([row])
 
 
-def test_a_figure_of_predictions_is_the_same_every_time(tmp_path):
-    compared = compare([deployment_of()], [Outcome({"ttft": {"mean": 0.11}})])
+def test_rows_of_one_server_come_in_the_order_of_its_requests():
+    measured = deployment_of(measured_s={op: {"mean": 0.1} for op in ("e2e", "ttft", "tpot")})
+    rows = summarise(compare([measured, replace(measured, model="n")], [Outcome(measured.measured_s)] * 2))
+    assert [row.op for row in rows] == ["ttft", "tpot", "e2e"] * 3
+    assert [row.model for row in rows] == ["m"] * 3 + ["n"] * 3 + ["all"] * 3
+
+
+def test_statistics_of_one_request_are_its_own():
+    assert measured_statistics({"ttft": [0.1]})["ttft"] == dict.fromkeys(STATISTICS, 0.1)
+
+
+@pytest.mark.parametrize("predicted_s", [{"ttft": {"mean": 0.11}}, None])
+def test_a_figure_of_predictions_is_the_same_every_time(tmp_path, predicted_s):
+    compared = compare([deployment_of()], [Outcome(predicted_s)])
     files = [draw_predictions(compared, tmp_path / name) for name in ("a.png", "b.png")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert measured_statistics({"ttft": [0.1]})["ttft"]["p99"] == 0.1
+
+
+@pytest.mark.parametrize("low", [0.02, 3.1, 730.0, 98_765.0])
+@pytest.mark.parametrize("ratio", [1.96, 3.0, 10.0, 150.0, 1e4])
+def test_axes_have_a_few_labels_whatever_their_range(low, ratio):
+    ticks = axis_ticks(low, low * ratio)
+    assert 2 <= len(ticks) <= 7
+    assert ticks == sorted(set(ticks))
+    assert low <= ticks[0] <= ticks[-1] <= low * ratio
 
 
 # --- profiles and calibration ----------------------------------------------------------------------------------------
@@ -367,6 +387,25 @@ def test_a_single_deployment_is_its_own_test_without_any_constant(small):
     settings = [load_scenario(given(one.scenario), one.assignments)[0].scheduler for one in small]
     measured = Measured(small, profiles, settings, np.full((2, 2), 0.01))
     assert calibrate(measured).unseen_s == pytest.approx(measured.predicted_s({}))
+
+
+def test_host_times_of_a_recorded_run_are_found_by_replaying_it(monkeypatch):
+    truth = dict(zip(HOST_CONSTANTS, (3e-3, 4e-5), strict=False))
+    asked = []
+
+    def answered(deployment: Deployment) -> Outcome:
+        values = dict(edit.removeprefix("scheduler.").split("=") for edit in deployment.assignments)
+        step_s, sequence_s = (float(values[name]) for name in truth)
+        asked.append(deployment.assignments)
+        return Outcome({"tpot": {"mean": 0.01 + step_s + 64 * sequence_s}, "ttft": {"mean": 0.05 + 4 * step_s}})
+
+    monkeypatch.setattr("moesim.reports.validation.serving_replay.replay", answered)
+    run = deployment_of(assignments=("seed=3", *(f"scheduler.{name}={value}" for name, value in truth.items())))
+    measured = replace(run, assignments=("seed=3",), measured_s=given(answered(run).predicted_s))
+    found = fit_host(measured)
+    assert {name: found[name] for name in truth} == pytest.approx(truth, rel=0.05)
+    assert all(assignments[0] == "seed=3" for assignments in asked)
+    assert fit_host(measured) == found
 
 
 def test_outcomes_are_kept_and_found_again(small, tmp_path):
