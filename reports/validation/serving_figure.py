@@ -40,7 +40,7 @@ def draw_predictions(compared: Sequence[Comparison], path: Path) -> Path:
     series = sorted({(one.framework, one.model) for one in shown})
     with styled():
         figure = new_figure(_WIDTH_IN * len(ops) + _LEGEND_IN, _HEIGHT_IN)
-        figure.set_layout_engine("compressed")  # of square panels; the usual one cuts their labels off
+        figure.set_layout_engine("compressed", w_pad=0.1)  # of square panels; the usual one cuts their labels off
         axes = figure.subplots(1, len(ops), squeeze=False)[0]
         for op, panel in zip(ops, axes, strict=True):
             predictions(op, [one for one in shown if one.op == op], series, panel)
