@@ -96,7 +96,7 @@ def draw_ranked_load(axes: "Axes", load: NDArray[np.int64]) -> "Axes":
     axes.plot(ranks, np.median(ranked, axis=0), color=style.OKABE_ITO[0], label="median layer")
     axes.axhline(1, color=SUBTLE, linewidth=1, linestyle=":", label="balanced")
     axes.set(xlabel="rank of the expert in its layer", ylabel="load over mean", title="Busiest to least busy expert")
-    axes.set(xlim=(1, len(ranks)), ylim=(0, None))
+    axes.set(xlim=(1, max(2, len(ranks))), ylim=(0, None))
     axes.grid(visible=True)
     axes.legend(loc="upper right")
     return axes
