@@ -23,8 +23,10 @@ from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_profile_arrays import optional_arrays, optional_fields
 from moesim.workloads.routing_trace import DECODE, RoutingTrace
 
-_TRACE_KEY = b"moesim.routing_trace"
-_TRACE_FORMAT = 1
+METADATA_KEY = b"moesim.routing_trace"
+"""Key of what a trace is about, in the metadata of its file."""
+FORMAT = 1
+"""Of traces."""
 _TRACE_COLUMNS = ("request", "position", "phase", "expert")
 _WEIGHT = "gate"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
@@ -107,7 +109,7 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     import pyarrow.parquet as pq
 
     about = {
-        "format": _TRACE_FORMAT,
+        "format": FORMAT,
         "model": trace.model,
         "experts": trace.experts,
         "top_k": trace.top_k,
@@ -127,7 +129,7 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     table = pa.table(dict(zip(_TRACE_COLUMNS, columns, strict=True)))
     if trace.weight is not None:
         table = table.append_column(_WEIGHT, lists(trace.weight))
-    table = table.replace_schema_metadata({_TRACE_KEY: json.dumps(about).encode()})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(about).encode()})
     with whole_file(Path(path)) as part:
         pq.write_table(table, part, compression="zstd")
 
@@ -282,7 +284,7 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
     except (pa.ArrowException, OSError) as error:
         raise DataError(str(path), f"cannot be read ({error})") from None
     metadata = table.schema.metadata
-    about = checked_metadata(_TraceMetadata, path, metadata, _TRACE_KEY, kind="a routing trace", version=_TRACE_FORMAT)
+    about = checked_metadata(_TraceMetadata, path, metadata, METADATA_KEY, kind="a routing trace", version=FORMAT)
     missing = [name for name in _TRACE_COLUMNS if name not in table.column_names or table[name].null_count]
     if missing:
         raise DataError(
