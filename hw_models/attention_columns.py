@@ -1,37 +1,6 @@
-"""What the compiled price of attention takes and works with: columns of tables, parts of rows, tiles."""
+"""What the compiled price of attention works with: parts of rows, and tiles."""
 
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-
-class Columns(NamedTuple):
-    """The columns of an operator table that decide prices of attention; see `OperatorTable`."""
-
-    form: NDArray[np.int8]
-    weight_dtype: NDArray[np.int8]
-    m: Ints
-    n: Ints
-    k: Ints
-    groups: Ints
-    flops: Floats
-    weight_bytes_read: Floats
-    read_bytes: Floats
-    write_bytes: Floats
-    decode_m: Ints
-    decode_flops: Floats
-    decode_read_bytes: Floats
-    window: Ints
-    prefill_pair_flops: Floats
-    decode_pair_flops: Floats
-    query_dtype: NDArray[np.int8]
-    prefill_sequences: Ints
-    longest_prefill: Ints
-    longest_decode: Ints
 
 
 class Work(NamedTuple):

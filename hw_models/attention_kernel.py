@@ -10,7 +10,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from moesim.hw_models.attention_columns import Columns, Floats, Ints, Tiles, Work
+from moesim.hw_models.attention_columns import Tiles, Work
+from moesim.hw_models.gpu_columns import Columns, Floats, Ints
 
 # Bounds as constants of this module; a test holds them against processor.BOUNDS.
 COMPUTE, MEMORY, LATENCY = range(3)

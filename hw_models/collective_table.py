@@ -22,6 +22,10 @@ ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, CUSTOM_ALL_REDUCE = range(5)
 DEEPEP_DISPATCH, DEEPEP_COMBINE, DEEPEP_LOW_LATENCY_DISPATCH, DEEPEP_LOW_LATENCY_COMBINE = range(5, 9)
 ACTIVATION_BYTES = 2.0
 """Engines add up 16-bit activations."""
+DISPATCHED_ELEMENT_BYTES = 1 + 4 / 128
+"""Of an element that DeepEP dispatches: one byte, and a 32-bit scale for every 128 elements (DeepEP README)."""
+COMBINED_ELEMENT_BYTES = 2.0
+"""Of an element that DeepEP combines, in bf16."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """GPUs: a roofline with tiles, waves and launches, fitted to measured kernels."""
 
-import operator
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -131,20 +131,17 @@ class GPU:
     """
 
     def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
-        from moesim.hw_models import attention_columns, attention_kernel, gpu_columns, gpu_kernel
+        from moesim.hw_models import attention_kernel, gpu_columns, gpu_kernel
 
         self.config = config
         self.name = name
         self._price_rows = gpu_kernel.price_rows
-        self._columns = gpu_columns.Columns
-        self._columns_of = operator.attrgetter(*gpu_columns.Columns._fields)
+        self._columns_of = gpu_columns.columns_of
         self._parameters = _parameter_vector(config, gpu_kernel)
         self._products = gpu_columns.Products(*format_rows(config, gpu_kernel), launch_rows(config))
         self._valid = _valid_ranges(config)
         self._price_attention: Any = attention_kernel.price_rows
         self._features = attention_kernel.RESIDUAL_FEATURES
-        self._attention_columns = attention_columns.Columns
-        self._attention_columns_of = operator.attrgetter(*attention_columns.Columns._fields)
         self._attention_result = gpu_columns.Attention
         self._attention = _attention_tables(config, repeated=config.attention.repeated)
         self._attention_in_models = _attention_tables(config, repeated=False)
@@ -160,12 +157,17 @@ class GPU:
         """Power while anything runs (see `Processor.active_w`)."""
         return self.config.active_power.value
 
+    @property
+    def residual_file(self) -> Path | None:
+        """The file with learned corrections, if there are any."""
+        return None if self.config.residual is None else FOLDER / self.config.residual
+
     def price(self, operators: OperatorTable) -> Cost:
         """Price of one execution of each row by one shard (see `Processor.price`)."""
-        columns = self._columns(*self._columns_of(operators))
+        columns = self._columns_of(operators)
         cost = Cost.zeros(len(operators))
         # First, because the other rows' pass adds residuals and energy to all of them.
-        attention = self._attend(operators, cost, with_features=self._corrects_attention)
+        attention = self._attend(columns, cost, with_features=self._corrects_attention)
         self._price_rows(
             columns,
             self._parameters,
@@ -188,23 +190,21 @@ class GPU:
         errors[operators.form == ELEMENTWISE] = elementwise_error(self.config.fits)
         rows = np.flatnonzero(operators.form == ATTENTION)
         if len(rows):
-            columns = self._attention_columns(*self._attention_columns_of(operators))
-            kernels = kernels_of_rows(columns, rows, *self._attention[:3])
+            kernels = kernels_of_rows(self._columns_of(operators), rows, *self._attention[:3])
             decodes = operators.decode_m[rows]
             prefills = operators.m[rows] - decodes
             errors[rows] = attention_rows(self._attention_errors[kernels], prefills, decodes)
         return errors
 
-    def _attend(self, operators: OperatorTable, cost: Cost, *, with_features: bool) -> Any:
+    def _attend(self, columns: Any, cost: Cost, *, with_features: bool) -> Any:
         """Write times, bounds and extrapolation of rows of attention; returns their `gpu_columns.Attention`."""
-        rows = np.flatnonzero(operators.form == ATTENTION)
+        rows = np.flatnonzero(columns.form == ATTENTION)
         kernel, features = np.empty(len(rows), np.int64), np.zeros((len(rows) * with_features, self._features))
         if len(rows):
-            columns = self._attention_columns(*self._attention_columns_of(operators))
             written = features
             if with_features and self.config.attention.repeated:
                 # Residuals know work by its price in a model.
-                scratch = Cost.zeros(len(operators))
+                scratch = Cost.zeros(len(cost))
                 outputs = scratch.time_s, scratch.bound, scratch.extrapolated
                 self._price_attention(columns, rows, *self._attention_in_models, outputs, (kernel, features))
                 written = features[:0]
@@ -219,20 +219,18 @@ class GPU:
         """
         from moesim.hw_models import gpu_kernel
 
+        columns = self._columns_of(operators)
         if np.all(operators.form == ATTENTION):
-            features: NDArray[np.float64] = self._attend(
-                operators, Cost.zeros(len(operators)), with_features=True
-            ).features
-            return features
+            attention = self._attend(columns, Cost.zeros(len(operators)), with_features=True)
+            return np.asarray(attention.features, np.float64)
         features = np.zeros((len(operators), gpu_kernel.FEATURES))
-        columns = self._columns(*self._columns_of(operators))
         physics_s, multiprocessors = self.price(operators).time_s, self.config.multiprocessors.value
         gpu_kernel.feature_rows(columns, physics_s, self._products.formats, multiprocessors, features)
         return features
 
     def corrected_rows(self, operators: OperatorTable) -> NDArray[np.bool_]:
         """bool[row]: which rows a residual may correct, of attention: not those that take as long as the host does."""
-        kernel = self._attend(operators, Cost.zeros(len(operators)), with_features=False).kernel
+        kernel = self._attend(self._columns_of(operators), Cost.zeros(len(operators)), with_features=False).kernel
         rows = np.ones(len(operators), np.bool_)
         rows[operators.form == ATTENTION] = kernel >= 0
         return rows
@@ -290,13 +288,13 @@ class GPU:
 
     def matching_models(self) -> dict[str, Trees]:
         """Residuals by name, of those in the device's file that were learned beside the parameters it has."""
-        if self.config.residual is None:
+        if self.residual_file is None:
             return {}
         kernels = self.config.attention.kernels
         known = {f"attention.{fit}" for kernel in kernels for fit in (kernel.fit, kernel.mixed_fit)}
         return {
             name: model
-            for name, model in load_residual(FOLDER / self.config.residual).items()
+            for name, model in load_residual(self.residual_file).items()
             if name in known or not name.startswith("attention.")
             if model.fingerprint == self.fingerprint(name)
         }

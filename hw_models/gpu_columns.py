@@ -1,9 +1,12 @@
 """What the compiled price of operators on a GPU takes: columns of tables, kernels of products, learned corrections."""
 
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from moesim.workloads.operator_table import OperatorTable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,11 +26,29 @@ class Columns(NamedTuple):
     weight_bytes_read: Floats
     read_bytes: Floats
     write_bytes: Floats
+    decode_m: Ints
+    decode_flops: Floats
+    decode_read_bytes: Floats
+    prefill_sequences: Ints
+    longest_prefill: Ints
+    longest_decode: Ints
+    window: Ints
+    prefill_pair_flops: Floats
+    decode_pair_flops: Floats
+    query_dtype: NDArray[np.int8]
     routed_tokens: Ints
     expert_slots: Ints
     expert_ranks: Ints
     grouped_rows: Ints
     expert_tokens: Ints
+
+
+_FIELDS = attrgetter(*Columns._fields)
+
+
+def columns_of(table: OperatorTable) -> Any:
+    """The `Columns` of a table, as compiled code takes them."""
+    return Columns(*_FIELDS(table))
 
 
 class Residuals(NamedTuple):

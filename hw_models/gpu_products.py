@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from moesim.configs.loader import Config
 from moesim.hw_models.parameters import Count, Fraction, Parameter, Slowdown
@@ -62,6 +62,9 @@ def _ordered(tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
         raise ValueError("tiles must stand in order of growing `tokens`, and the last must have no limit")
     return tiles
 
+
+Tiles = Annotated[tuple[Tile, ...], AfterValidator(_ordered)]
+"""By growing `tokens`, the last for any number."""
 
 _BEST_ROWS: tuple[Literal[16, 32, 64, 128, 256], ...] = (16, 32, 64, 64, 64, 128, 128, 128, 256, 256)
 _BEST_COLUMNS = (64, 64, 64, 128, 256, 64, 128, 256, 64, 128)
@@ -132,20 +135,13 @@ class ProductKernels(Config):
     lone_slowdown: Parameter[Slowdown] | None = Field(
         default=None, description="How many times as long `lone` tiles take in a single wave; 1 if empty."
     )
-    tiles: tuple[Tile, ...] = Field(
-        default=(), description="Tiles by growing `tokens`; by default the best of all for a shape."
-    )
+    tiles: Tiles = Field(default=(), description="Tiles by growing `tokens`; by default the best of all for a shape.")
     vectors: bool | None = Field(
         default=None, description="Whether products of one token have kernels of their own (GEMV), without tiles."
     )
     split_from: Count | None = Field(default=None, description="Least inputs of a product that is split along them.")
     benchmark: ProductBenchmark | None = Field(default=None, description="How these kernels were measured.")
     splits: bool | None = Field(default=None, description="Whether kernels split products along k; by default they do.")
-
-    @field_validator("tiles")
-    @classmethod
-    def _tiles_cover_all_tokens(cls, tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
-        return _ordered(tiles)
 
 
 class TensorFormat(Config):
@@ -201,14 +197,9 @@ class GroupedKernels(Config):
     wave_tail: Parameter[Share] | None = Field(
         default=None, description="Share of the last wave's idle multiprocessors that find work."
     )
-    tiles: tuple[Tile, ...] = Field(
+    tiles: Tiles = Field(
         default=(), description="Tiles by growing limits of the batch's tokens; by default the best of all."
     )
-
-    @field_validator("tiles")
-    @classmethod
-    def _tiles_cover_all_tokens(cls, tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
-        return _ordered(tiles)
 
 
 class GroupedGemm(Config):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import DataError
 from moesim.files import whole_file
+from moesim.workloads.npz_files import npz_members
 
 FOLDER = Path(__file__).parent.parent / "configs" / "devices" / "residuals"
 _ARRAYS = {"feature": np.int8, "value": np.float32, "left": np.int32, "roots": np.int32}
@@ -69,16 +70,14 @@ def load_residual(path: Path) -> dict[str, Trees]:
     Raises:
         DataError: the file is missing or holds something else.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
-        raise DataError(str(path), f"must be a file of residuals ({error})") from None
+    arrays = npz_members(path)
     names = dict.fromkeys(key.rsplit(".", 1)[0] for key in arrays)
     try:
         return {name: _model(arrays, name) for name in names}
     except KeyError as error:
         raise DataError(str(path), f"must be a file of residuals (it lacks {error.args[0]})") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(str(path), f"must be a file of residuals ({error})") from None
 
 
 def _model(arrays: Mapping[str, NDArray[Any]], name: str) -> Trees:

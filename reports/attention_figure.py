@@ -41,7 +41,7 @@ def draw_kept(axes: "Axes", found: AttentionStatistics) -> "Axes":
     image = axes.imshow(ordered, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xlabel="heads, from sparse to dense", ylabel="layer", title="Keys that hold 95% of the mass")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, label="share of the visible keys")
     bar.outline.set_visible(False)
     return axes
 

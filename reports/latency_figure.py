@@ -20,7 +20,7 @@ from moesim.reports.latency import (
     steps,
     waiting_s,
 )
-from moesim.reports.style import KINDS, OTHER, duration_text, plain, series_line, shortened
+from moesim.reports.style import KINDS, OTHER, duration_text, in_two_lines, plain, series_line, shortened
 
 if TYPE_CHECKING:  # matplotlib loads slowly
     from matplotlib.axes import Axes
@@ -114,7 +114,7 @@ def draw_steps(axes: "Axes", runs: Sequence[Run]) -> "Axes":
     waiting_ms = [1e3 * waiting_s(run.result) for run in runs]
     axes.barh(positions, waiting_ms, 0.62, left_ms, color=style.IDLE, label="waiting for others")
     axes.vlines(means_ms, positions - 0.4, positions + 0.4, color=style.TEXT, linewidth=2.2, label="mean step duration")
-    axes.set_yticks(positions, [_label(run) for run in runs])
+    axes.set_yticks(positions, [in_two_lines(run.label, _LABEL_LETTERS) for run in runs])
     axes.set(ylim=(len(runs) - 0.4, -0.6), xlim=(0, 1.04 * longest_ms))
     axes.set(xlabel="time per step (ms): mean over steps and devices", title="Step time by kind of operator")
     axes.grid(visible=True, axis="x")
@@ -177,10 +177,6 @@ def draw_distribution(axes: "Axes", runs: Sequence[Run], metric: str) -> "Axes":
 # --- parts of panels ---------------------------------------------------------------------------------------------
 
 
-def _label(run: Run) -> str:
-    return plain(shortened(run.label, _LABEL_LETTERS))
-
-
 def _stack(axes: "Axes", positions: NDArray[np.int64], shares: dict[str, Floats], *, crowded: bool) -> float:
     """Bars of one run; returns the height of the tallest, which is above 1 where activities overlap."""
     bottom = np.zeros(len(positions))
@@ -213,8 +209,8 @@ def _name_bars(axes: "Axes", numbered: Sequence[NDArray[np.int64]], centres: dic
     """Runs below their bars and, between both, the numbers of `numbered` devices."""
     axes.xaxis.remove_overlapping_locs = False
     upright = len(centres) > _CROWDED_RUNS
-    names = [shortened(name, _UPRIGHT_LETTERS if upright else _LABEL_LETTERS) for name in centres.values()]
-    axes.set_xticks(list(centres), [plain(name) for name in names], rotation=90 if upright else 0)
+    names = [in_two_lines(name, _UPRIGHT_LETTERS if upright else _LABEL_LETTERS) for name in centres.values()]
+    axes.set_xticks(list(centres), names, rotation=90 if upright else 0)
     axes.tick_params(axis="x", which="major", length=0, pad=15 if numbered else 4)
     axes.set_xticks(
         [float(bar) for bars in numbered for bar in bars],

@@ -33,6 +33,7 @@ _HEAT_LIMIT = 3.0  # loads beyond three times the mean have the darkest colour
 _ODDS = 3  # powers of two that colours of ratios reach to
 _LEGIBLE_GROUPS = 16
 _LABEL_LETTERS = 24
+_HEADROOM = 1.3  # for the legend above the curves
 _BAND = (10, 90)
 """Percentiles between which the middle of layers or windows lies."""
 _RULE_NAMES = {"lru": "LRU", "lfu": "LFU", "belady": "Belady (best possible)"}
@@ -95,7 +96,7 @@ def draw_ranked_load(axes: "Axes", load: NDArray[np.int64]) -> "Axes":
     axes.plot(ranks, np.median(ranked, axis=0), color=style.OKABE_ITO[0], label="median layer")
     axes.axhline(1, color=SUBTLE, linewidth=1, linestyle=":", label="balanced")
     axes.set(xlabel="rank of the expert in its layer", ylabel="load over mean", title="Busiest to least busy expert")
-    axes.set(xlim=(1, len(ranks)), ylim=(0, None))
+    axes.set(xlim=(1, max(2, len(ranks))), ylim=(0, None))
     axes.grid(visible=True)
     axes.legend(loc="upper right")
     return axes
@@ -108,7 +109,7 @@ def imbalance_figure(found: TraceStatistics) -> "Figure":
         layers, time = figure.subplots(1, 2)
         draw_imbalance_by_layer(layers, found)
         draw_imbalance_over_time(time, found)
-        top = max(layers.get_ylim()[1], time.get_ylim()[1])
+        top = 1 + _HEADROOM * (max(layers.get_ylim()[1], time.get_ylim()[1]) - 1)
         layers.set_ylim(1, top)
         time.set_ylim(1, top)
     return figure

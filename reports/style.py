@@ -193,6 +193,13 @@ def shortened(text: str, length: int) -> str:
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
+def in_two_lines(text: str, length: int) -> str:
+    """`text` with a line break at a space where it is longer than `length`, and each line shortened to that."""
+    space = text.rfind(" ", 0, length + 1) if len(text) > length else -1
+    lines = [text] if space < 0 else [text[:space], text[space + 1 :]]
+    return "\n".join(plain(shortened(line, length)) for line in lines)
+
+
 def distinct_labels(paths: Sequence[Path]) -> list[str]:
     """The fewest trailing parts of each path that tell all of them apart."""
     depth = 1

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 import moesim
+from moesim.hw_models.gpu import GPU
 from moesim.simulator.result import Result, is_result, load_result
 from moesim.simulator.scenario import Setup
 from moesim.simulator.simulate import run, settings_of
@@ -62,6 +63,9 @@ def setup_key(setup: Setup) -> str:
     configurations: list[BaseModel] = [setup.model]
     for pool in setup.pools:
         configurations += [pool.system.config, pool.system.device.config, pool.parallelism]
+        for processor in pool.system.device.processors.values():
+            if isinstance(processor, GPU) and processor.residual_file is not None:
+                digest.update(processor.residual_file.read_bytes())
     texts = [json.dumps(scenario, sort_keys=True), *(config.model_dump_json() for config in configurations)]
     texts += [_code_hash(), setup.routing_source, str(setup.requests.concurrency), type(setup.router).__name__]
     digest.update("\n".join(texts).encode())

@@ -10,15 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.hw_models.collective_table import COMBINED_ELEMENT_BYTES, DISPATCHED_ELEMENT_BYTES
 from moesim.workloads.operator_plan import OperatorPlan
 
 Floats = NDArray[np.float64]
 Columns = Mapping[str, Floats]
 
-FP8_BYTES = 1 + 4 / 128
-"""Of an element that DeepEP dispatches: one byte, and a 32-bit scale for every 128 elements (DeepEP README)."""
-BF16_BYTES = 2.0
-"""Of an element that DeepEP combines."""
 SENT = ("sent_bytes", "received_bytes", "sent_internode_bytes", "received_internode_bytes")
 
 
@@ -72,7 +69,7 @@ def deepep(plan: OperatorPlan, node: NDArray[np.int64], tokens: Floats, traffic:
         traffic: tokens by source.
     """
     columns = dict(all_to_all(plan, node, traffic))
-    element_bytes = np.array([FP8_BYTES, BF16_BYTES])[:, None, None]
+    element_bytes = np.array([DISPATCHED_ELEMENT_BYTES, COMBINED_ELEMENT_BYTES])[:, None, None]
     for name in SENT:
         columns[name] = columns[name] * element_bytes / plan.activation_bytes
     sent = traffic.to_ranks.sum(axis=2) * plan.moe_tp
@@ -102,7 +99,7 @@ def deepep_low_latency(
     same = node[:, None] == node[None, :]
     near, far = copies * (other & same), copies * ~same
     dispatch = np.stack([near.sum(axis=2), near.sum(axis=1), far.sum(axis=2), far.sum(axis=1)])
-    element_bytes = np.array([FP8_BYTES, BF16_BYTES])[None, :, None, None]
+    element_bytes = np.array([DISPATCHED_ELEMENT_BYTES, COMBINED_ELEMENT_BYTES])[None, :, None, None]
     both = np.stack([dispatch, dispatch[[1, 0, 3, 2]]], axis=1) * (plan.model.hidden * element_bytes)
     sent = copies.sum(axis=2)
     return dict(zip(SENT, both, strict=True)) | _kernel_columns(plan, tokens, np.maximum(sent, load), sent)
@@ -115,7 +112,7 @@ def _kernel_columns(
     shape = (2, *copies.shape)
     own = np.repeat(tokens / plan.tp, plan.tp)
     fan_out = sent.sum(axis=1, keepdims=True) / max(1.0, float(tokens.sum()))
-    copy_bytes = plan.model.hidden * np.array([FP8_BYTES, BF16_BYTES])[:, None, None]
+    copy_bytes = plan.model.hidden * np.array([DISPATCHED_ELEMENT_BYTES, COMBINED_ELEMENT_BYTES])[:, None, None]
     experts = plan.experts.block.experts if plan.experts else 0
     values = {"tokens": own, "copies": copies, "copy_bytes": copy_bytes, "fan_out": fan_out, "experts": experts}
     return {name: np.broadcast_to(np.asarray(value, np.float64), shape) for name, value in values.items()}

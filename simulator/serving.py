@@ -140,8 +140,11 @@ class ServingLoop:
         self.next_request = last
 
     def _times(self, request: int, now_s: float) -> tuple[float, float]:
-        """When a request that arrives now will be tokens, behind those that came before it, and when it is queued."""
-        settings = self.pipelines[0].pool.scheduler
+        """When a request that arrives now will be tokens, behind those that came before it, and when it is queued.
+
+        All requests pass through one front end, with the settings of the first pool that runs prompts.
+        """
+        settings = self.first.ranks[0].replica.pipeline.pool.scheduler
         tokenised_s = now_s
         if settings.tokenise_s > 0:
             own_s = settings.tokenise_s * float(self.requests.prompt_tokens[request])

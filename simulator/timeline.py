@@ -1,6 +1,7 @@
 """A run as a Perfetto trace: every step and request, and the first steps task by task."""
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,15 +96,18 @@ def _label(graph: TaskGraph, task: int) -> str:
 
 def _write_requests(writer: TimelineWriter, record: ServingRecord) -> None:
     """Each request from arrival to last token, on as few tracks as keep requests from overlapping."""
-    free_s: list[float] = []
+    busy: list[tuple[float, int]] = []  # heap of (end, row)
+    free: list[int] = []  # heap of rows
     tracks: list[int] = []
     for request in np.argsort(record.arrival_s, kind="stable"):
         arrival_s, last_s = float(record.arrival_s[request]), float(record.last_token_s[request])
-        row = next((index for index, until in enumerate(free_s) if until <= arrival_s), len(free_s))
-        if row == len(free_s):
-            free_s.append(0.0)
-            tracks.append(writer.track("requests", f"row {row}"))
-        free_s[row] = last_s
+        while busy and busy[0][0] <= arrival_s:
+            heappush(free, heappop(busy)[1])
+        if not free:
+            heappush(free, len(tracks))
+            tracks.append(writer.track("requests", f"row {len(tracks)}"))
+        row = heappop(free)
+        heappush(busy, (last_s, row))
         first_s = float(record.first_token_s[request])
         names = [f"request {request} TTFT", f"request {request} decode"]
         starts, durations = np.array([arrival_s, first_s]), np.array([first_s - arrival_s, last_s - first_s])

@@ -17,5 +17,5 @@ def reference_data() -> Path:
     """Folder of measured data that is not part of the repository; tests that use it are marked `reference`."""
     folder = _REFERENCE_DATA.resolve()
     if not folder.is_dir():
-        pytest.skip(f"reference data not present at {folder}")
+        pytest.skip(f"needs the reference data, which are no part of the repository, in the folder {folder}")
     return folder

@@ -60,7 +60,7 @@ def mutual_information_bits(pairs: Counts) -> Floats:
     Args:
         pairs: [..., a, b] how often a and b occur together.
     """
-    flat = pairs.reshape(*pairs.shape[:-2], -1)
+    flat = pairs.reshape(*pairs.shape[:-2], pairs.shape[-2] * pairs.shape[-1])
     rows, columns = pairs.sum(axis=-1), pairs.sum(axis=-2)
     return np.maximum(0.0, entropy_bits(rows) + entropy_bits(columns) - entropy_bits(flat))
 

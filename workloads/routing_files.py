@@ -7,14 +7,10 @@ import csv
 import json
 import re
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import DTypeLike, NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictBool, StrictFloat, StrictInt
 
@@ -22,12 +18,15 @@ from moesim.configs.loader import Config
 from moesim.configs.metadata import checked_metadata
 from moesim.errors import DataError
 from moesim.files import whole_file
+from moesim.workloads.npz_files import npz_members, npz_names
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_profile_arrays import optional_arrays, optional_fields
 from moesim.workloads.routing_trace import DECODE, RoutingTrace
 
-_TRACE_KEY = b"moesim.routing_trace"
-_TRACE_FORMAT = 1
+METADATA_KEY = b"moesim.routing_trace"
+"""Key of what a trace is about, in the metadata of its file."""
+FORMAT = 1
+"""Of traces."""
 _TRACE_COLUMNS = ("request", "position", "phase", "expert")
 _WEIGHT = "gate"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
@@ -110,7 +109,7 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     import pyarrow.parquet as pq
 
     about = {
-        "format": _TRACE_FORMAT,
+        "format": FORMAT,
         "model": trace.model,
         "experts": trace.experts,
         "top_k": trace.top_k,
@@ -130,7 +129,7 @@ def write_routing_trace(trace: RoutingTrace, path: str | Path) -> None:
     table = pa.table(dict(zip(_TRACE_COLUMNS, columns, strict=True)))
     if trace.weight is not None:
         table = table.append_column(_WEIGHT, lists(trace.weight))
-    table = table.replace_schema_metadata({_TRACE_KEY: json.dumps(about).encode()})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(about).encode()})
     with whole_file(Path(path)) as part:
         pq.write_table(table, part, compression="zstd")
 
@@ -192,8 +191,7 @@ def is_profile(path: str | Path) -> bool:
     path = Path(path)
     if path.suffix != ".npz":
         return False
-    with _npz(path) as archive:
-        return "popularity" in archive.files
+    return "popularity" in npz_names(path)
 
 
 def _normalised(shares: NDArray[Any]) -> NDArray[np.float64]:
@@ -201,31 +199,6 @@ def _normalised(shares: NDArray[Any]) -> NDArray[np.float64]:
     exact = shares.astype(np.float64)
     sums = exact.sum(axis=-1, keepdims=True)
     return np.where(abs(sums - 1.0) < _ROUNDING, exact / np.where(sums == 0, 1.0, sums), exact)
-
-
-def npz_members(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz file by name; nothing is unpickled.
-
-    Raises:
-        DataError: a file that is missing, cut off, or no archive of plain arrays.
-    """
-    with _npz(path) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-@contextmanager
-def _npz(path: Path) -> Iterator[NpzFile]:
-    """The archive at `path`; what goes wrong with it inside the block is a `DataError`."""
-    try:
-        with path.open("rb") as file:  # left to numpy, a broken file would stay open
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, NpzFile):
-                raise DataError(str(path), "must be an archive of arrays, not a single array")
-            yield archive
-    except FileNotFoundError:
-        raise DataError(str(path), "no such file") from None
-    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(str(path), f"cannot be read ({error})") from None
 
 
 def _read_npz_trace(path: Path, model: str | None, experts: int | None) -> RoutingTrace:
@@ -311,7 +284,7 @@ def _read_parquet_trace(path: Path, model: str | None, experts: int | None) -> R
     except (pa.ArrowException, OSError) as error:
         raise DataError(str(path), f"cannot be read ({error})") from None
     metadata = table.schema.metadata
-    about = checked_metadata(_TraceMetadata, path, metadata, _TRACE_KEY, kind="a routing trace", version=_TRACE_FORMAT)
+    about = checked_metadata(_TraceMetadata, path, metadata, METADATA_KEY, kind="a routing trace", version=FORMAT)
     missing = [name for name in _TRACE_COLUMNS if name not in table.column_names or table[name].null_count]
     if missing:
         raise DataError(

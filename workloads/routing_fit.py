@@ -64,8 +64,11 @@ def fit_profile(
     states = max(1, min(states, MAX_STATES, trace.tokens // _TOKENS_PER_STATE))
     chosen = np.sort(rng.permutation(trace.tokens)[:_SAMPLE_TOKENS])
     found = _fit_states(trace.expert[chosen], trace.experts, states, rng, on_progress)
-    wanted = mutual_information_bits(count_transitions(trace.expert, trace.experts)).mean()
-    found = _sharpened(found, counted.popularity, trace.top_k, float(wanted))
+    if trace.layers > 1:
+        wanted = mutual_information_bits(count_transitions(trace.expert, trace.experts)).mean()
+        found = _sharpened(found, counted.popularity, trace.top_k, float(wanted))
+    else:
+        found = found.with_popularity(counted.popularity, trace.top_k)
     return replace(
         counted,
         states=found,
@@ -190,7 +193,7 @@ def _sharpened(states: TokenStates, popularity: Floats, top_k: int, wanted_bits:
     for _ in range(7):
         power = 0.5 * (low + high)
         found = _raised(states, popularity, top_k, power)
-        bits = mutual_information_bits(expert_pairs(found)).mean() if len(found.transitions) else wanted_bits
+        bits = mutual_information_bits(expert_pairs(found)).mean()
         low, high = (power, high) if bits < wanted_bits else (low, power)
     return found.with_popularity(popularity, top_k)
 
@@ -250,15 +253,16 @@ def _solve_sets(lags: Ints, recorded: Floats, base: Floats, same: Floats, chance
     agreement, continues = chances
     far = (recorded[-1] - base).clip(0.0)
     habit = base + far / max(agreement, 1e-9)
-    shared = np.clip((habit - same) / (1.0 - same), 0.0, 1.0)  # (run_sets x habit_sets)^2
+    other = np.maximum(1.0 - same, 1e-9)  # is 0 where every token uses all experts
+    shared = np.clip((habit - same) / other, 0.0, 1.0)  # (run_sets x habit_sets)^2
     middle = len(lags) // 2
     passage = (recorded[middle] - recorded[-1]).mean() / max((habit.clip(same, 1.0) - base).mean(), 1e-9)
     passage /= max(1.0 - lags[middle] / _PASSAGE_TOKENS, 0.5)
     passage_share = min(np.sqrt(max(passage, 0.0)), 1.0 - np.sqrt(agreement))
     request_share, decay = _habits(agreement, 1.0 - passage_share)
-    other = (1.0 - continues) * (agreement + passage_share**2) * (same + (1.0 - same) * shared - base)
-    run = base + (recorded[0] - base - other) / max(continues, 1e-9)
-    run_sets = np.sqrt(np.clip((run - same) / (1.0 - same), shared, 1.0))
+    broken = (1.0 - continues) * (agreement + passage_share**2) * (same + (1.0 - same) * shared - base)
+    run = base + (recorded[0] - base - broken) / max(continues, 1e-9)
+    run_sets = np.sqrt(np.clip((run - same) / other, shared, 1.0))
     habit_sets = np.sqrt(np.divide(shared, run_sets**2, out=np.zeros_like(shared), where=run_sets > 0)).clip(0.0, 1.0)
     return Reuse(
         run_continues=float(continues),

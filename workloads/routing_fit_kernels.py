@@ -88,8 +88,13 @@ def count_chains(
 
 @njit(cache=True, fastmath=True)
 def _likelihoods(chosen: NDArray[np.uint8] | NDArray[np.uint16], shares: Singles, likelihood: Singles) -> None:
-    """Fill `likelihood` [layer, state] of the experts `chosen` [layer, k], relative to the likeliest state's."""
+    """Fill `likelihood` [layer, state] of the experts `chosen` [layer, k], relative to the likeliest state's.
+
+    Every share is taken in parts of an even one, 1 / experts, so that products of many stay within single precision;
+    a power of two in its place rounds nothing.
+    """
     layers, states = likelihood.shape
+    even = np.float32(2.0 ** np.floor(np.log2(shares.shape[1])))
     for layer in range(layers):
         row = likelihood[layer]
         for s in range(states):
@@ -97,7 +102,7 @@ def _likelihoods(chosen: NDArray[np.uint8] | NDArray[np.uint16], shares: Singles
         for rank in range(chosen.shape[1]):
             factor = shares[layer, chosen[layer, rank]]
             for s in range(states):
-                row[s] *= factor[s]
+                row[s] *= factor[s] * even
         largest = row.max()
         for s in range(states):
             row[s] /= largest

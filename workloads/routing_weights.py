@@ -1,10 +1,8 @@
 """Weights that give sampling without replacement the inclusion probabilities one wants.
 
-A layer's row of a profile gives every expert an inclusion probability p[i], the sum of which is k = top_k. Of all ways
-to draw sets of k distinct experts with these probabilities, the one of maximum entropy is conditional Poisson sampling,
-P(set) ~ product of w[i] over the set (Chen, Dempster and Liu, Biometrika 81 (1994) 457-469). The weights w are solved
-for here; what drawing needs of them are the elementary symmetric polynomials of the suffixes,
-E[r, j] = e_r(w[j], ..., w[n-1]).
+Of conditional Poisson sampling, which `routing_draw` describes: P(set) ~ product of w[i] over the set (Chen, Dempster
+and Liu, Biometrika 81 (1994) 457-469). The weights w are solved for here; what drawing needs of them are the elementary
+symmetric polynomials of the suffixes, E[r, j] = e_r(w[j], ..., w[n-1]).
 """
 
 import numpy as np

@@ -1,8 +1,7 @@
 """What is fitted of an attention kernel, and its price as a function of that."""
 
 from collections.abc import Callable, Mapping
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,10 +51,9 @@ class Gpu(NamedTuple):
 
 def kernel_price(kernel: AttentionKernel, gpu: Gpu) -> Callable[[Mapping[str, float], OperatorTable], Floats]:
     """Times of rows when all run on `kernel` with some values replaced, repeated on the same data."""
-    from moesim.hw_models import attention_columns
     from moesim.hw_models import attention_kernel as compiled
+    from moesim.hw_models.gpu_columns import columns_of
 
-    columns_of = attrgetter(*attention_columns.Columns._fields)
     element_bytes = np.array([dtype.bytes for dtype in DTYPES.values()])
     covers = np.ones((len(DTYPES), 1), np.bool_)
 
@@ -63,9 +61,8 @@ def kernel_price(kernel: AttentionKernel, gpu: Gpu) -> Callable[[Mapping[str, fl
         changed = kernel.model_copy(update=dict(values))
         row = kernel_row(changed, gpu.bf16_flops_per_s, gpu.dram_bytes_per_s, repeated=True)
         time_s = np.zeros(len(table))
-        columns: Any = attention_columns.Columns(*columns_of(table))
         compiled.price_rows(
-            columns,
+            columns_of(table),
             np.arange(len(table)),
             np.array([row]),
             covers,

@@ -22,8 +22,6 @@ from moesim.workloads.operator_table import OperatorTable
 LEAST_UNLIKE = 0.05
 """A row is left out of a residual if repeating it on the same data changes its price by more: what is off there is off
 of caches that a model never finds warm."""
-
-
 _KEPT = (*MIXED, "mixed_fit", "source")
 """Of a kernel that is fitted anew: what rows of one phase do not tell."""
 
@@ -134,7 +132,7 @@ def attention_sets(
         latent: those of latent attention (MLA), or the others.
 
     Raises:
-        DataError: it is not known which kernels ran there, or there are no rows.
+        DataError: it is not known which kernels ran there, or one of them has no rows.
     """
     found = [case for case in cases(device, framework) if case.kernel.latent == latent]
     if not found:
@@ -142,8 +140,12 @@ def attention_sets(
         raise DataError(str(folder), f"no kernels of {kind} are known on {device} with {framework}")
     read = read_latent_attention if latent else read_attention
     for case in found:
-        rows = read(data_file(folder, framework, case))
-        yield case, rows.take(case.rows_of(rows))
+        file = data_file(folder, framework, case)
+        rows = read(file)
+        own = case.rows_of(rows)
+        if not len(own):
+            raise DataError(str(file), f"must hold rows of {case.kernel.name}")
+        yield case, rows.take(own)
 
 
 def attention_plans(config: GpuConfig, case: Case, measured: Measured[OperatorTable]) -> list[AttentionPlan]:

@@ -1,8 +1,8 @@
 """Measured attention kernels as operator tables: the aiconfigurator and LLMServingSim data sets."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.errors import DataError
 from moesim.hw_models.calibration.aiconfigurator import check_times, read_table
 from moesim.hw_models.calibration.measured import Floats, Measured, Source, group_numbers
+from moesim.hw_models.calibration.tables import joined_tables, operator_table
 from moesim.workloads.operator_table import ATTENTION, DTYPE_CODES, DTYPES, OperatorTable
 
 _ACTIVATION_BYTES = 2.0
@@ -103,8 +104,7 @@ def attention_rows(
     tokens, decodes = first.count * first.new_tokens, second.count * second.new_tokens
     window = np.minimum(first.window, second.window)
     decode_read = second.keys * per_key + half_bytes * decodes
-    columns = {
-        "weight_dtype": [DTYPE_CODES[name] for name in names],
+    columns: dict[str, Any] = {
         "m": tokens + decodes,
         "n": heads.row_elements,
         "k": heads.stored,
@@ -123,28 +123,7 @@ def attention_rows(
         "decode_pair_flops": heads.decode_pair_flops,
         "query_dtype": [DTYPE_CODES[name] for name in np.broadcast_to(np.asarray(queries), rows)],
     }
-    return _table(rows, columns)
-
-
-def _table(rows: int, columns: dict[str, Any]) -> OperatorTable:
-    """Attention rows; columns that are not given are 0, and 1 where 0 makes no sense."""
-    types = {
-        field.name: _scalar_of(field.type)
-        for field in fields(OperatorTable)
-        if field.name not in {"operators", "grouped_rows", "expert_tokens"}
-    }
-    given = {"form": ATTENTION, "repeats": 1, "shards": 1} | columns
-    kept: dict[str, Any] = {
-        name: np.broadcast_to(np.asarray(given.get(name, 0)), rows).astype(scalar, order="C")
-        for name, scalar in types.items()
-    }
-    none = np.zeros(0, np.int64)
-    return OperatorTable(operators=("attention",), grouped_rows=none, expert_tokens=none.reshape(0, 0), **kept)
-
-
-def _scalar_of(annotation: Any) -> Any:
-    """`np.int8` of `NDArray[np.int8]`, which is `ndarray[shape, dtype[int8]]`."""
-    return get_args(get_args(annotation)[1])[0]
+    return operator_table(rows, ATTENTION, names, **columns)
 
 
 def read_attention(file: Path) -> Measured[OperatorTable]:
@@ -153,7 +132,7 @@ def read_attention(file: Path) -> Measured[OperatorTable]:
     Labels: kernel, cache, activations, heads, kv_heads, head_dim, window, sequences, tokens (per sequence), context.
 
     Raises:
-        DataError: the file has no such columns.
+        DataError: the file has no such columns, or no row with a known format of the cache.
     """
     rows = _read(file, ("num_heads", "num_key_value_heads", "head_dim", "batch_size", "isl", "step", "kernel_source"))
     window = rows["window_size"] if "window_size" in rows else pd.Series(0, index=rows.index)
@@ -171,7 +150,7 @@ def read_latent_attention(file: Path) -> Measured[OperatorTable]:
     """Rows of `context_mla_perf.parquet` or `generation_mla_perf.parquet`; labels as `read_attention`.
 
     Raises:
-        DataError: the file has no such columns.
+        DataError: the file has no such columns, or no row with a known format of the cache.
     """
     rows = _read(file, ("num_heads", "batch_size", "isl", "step", "kernel_source"))
     decodes = "generation" in file.name
@@ -186,7 +165,10 @@ def _read(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if missing:
         raise DataError(str(file), "must hold measured attention kernels", f"no column {missing[0]}")
     check_times(file, rows)
-    return rows[rows.kv_cache_dtype.isin(_CACHES)]
+    known = rows[rows.kv_cache_dtype.isin(_CACHES)]
+    if known.empty:
+        raise DataError(f"{file}: kv_cache_dtype", f"must be {' or '.join(_CACHES)} in some row")
+    return known
 
 
 def _measured(
@@ -244,16 +226,10 @@ def read_mixed_attention(file: Path, heads: int, kv_heads: int, head_dim: int) -
 
 
 def joined(parts: list[Measured[OperatorTable]]) -> Measured[OperatorTable]:
-    """The attention rows of several sets in order, with the labels that all have; shapes of two sets are distinct."""
-    tables = [part.table for part in parts]
-    columns: dict[str, Any] = {
-        field.name: np.concatenate([getattr(table, field.name) for table in tables])
-        for field in fields(OperatorTable)
-        if field.name not in {"operators", "grouped_rows", "expert_tokens"}
-    }
+    """The rows of several sets in order, with the labels that all have; shapes of two sets are distinct."""
     offsets = np.cumsum([0, *(part.group.max() + 1 for part in parts)])
     group = np.concatenate([part.group + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
     shared = set.intersection(*(set(part.labels) for part in parts))
     labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in sorted(shared)}
     time_s = np.concatenate([part.time_s for part in parts])
-    return Measured(replace(tables[0], **columns), time_s, group, parts[0].source, labels)
+    return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)

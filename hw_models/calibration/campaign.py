@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from moesim.errors import ConfigError, DataError
+from moesim.files import write_text
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
 from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans, attention_sets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Settings
@@ -188,6 +189,7 @@ def campaign_residuals(
 
     Raises:
         ConfigError: scikit-learn is not installed.
+        DataError: a file cannot be written.
     """
     processor = load_device(str(file), kernels=framework).processor
     assert isinstance(processor, GPU)  # the campaign was about one
@@ -205,7 +207,7 @@ def campaign_residuals(
     save_residual(target, _others(processor, learned) | {item.name: item.trees for item in better})
     section = ("processors", "gpu") if framework == default else ("processors", "gpu", "kernels", framework)
     text = with_scalar(file.read_text(encoding="utf-8"), [*section, "residual"], name if shipped else str(target))
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)
     return better
 
 

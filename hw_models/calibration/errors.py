@@ -1,11 +1,8 @@
 """Relative errors of predicted times, overall and by how long a kernel takes."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.hw_models.calibration.measured import Floats
 
@@ -54,13 +51,6 @@ def error_buckets(predicted_s: Floats, measured_s: Floats) -> dict[str, ErrorSum
         if rows.any():
             summaries[name] = ErrorSummary.of(predicted_s[rows], measured_s[rows])
     return summaries
-
-
-def errors_by(label: NDArray[Any], predicted_s: Floats, measured_s: Floats) -> Iterator[tuple[Any, ErrorSummary]]:
-    """Errors of the rows of each value of `label`, ascending."""
-    for value in np.unique(label):
-        rows = label == value
-        yield value, ErrorSummary.of(predicted_s[rows], measured_s[rows])
 
 
 def stated_error(error: float) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.errors import DataError
 from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
 from moesim.hw_models.calibration.measured import Floats, Ints, Measured, T
 from moesim.hw_models.calibration.splits import folds, sample
@@ -93,8 +94,11 @@ def calibrate(
         progress: called with the fits done and the fits to do.
         present: values of an earlier fit, from which the fit to all groups starts. Folds must not: where only groups
             left out tell a parameter, a fit that starts there would keep what it should not know.
+
+    Raises:
+        DataError: as `fold_count`.
     """
-    count = min(settings.folds, len(np.unique(measured.group)))
+    count = fold_count(measured, settings)
     done = 0
 
     def advance() -> None:
@@ -115,6 +119,18 @@ def calibrate(
     at_bounds = tuple(name for name, free in space.items() if _is_at_bound(values[name], free))
     unseen = error_buckets(unseen_s, measured.time_s)
     return FitResult(values, seen, unseen, unseen_s, tuple(fold_values), at_bounds)
+
+
+def fold_count(measured: Measured[T], settings: Settings) -> int:
+    """Folds of the cross-validation: one per group at most.
+
+    Raises:
+        DataError: there are no two groups, of which one could be left out.
+    """
+    groups = len(np.unique(measured.group))
+    if groups < 2:  # noqa: PLR2004
+        raise DataError(measured.source.text, "must be of at least two shapes, for an error on one left out", groups)
+    return min(settings.folds, groups)
 
 
 def fit(

@@ -1,12 +1,11 @@
 """Measured collectives of aiconfigurator (NVIDIA), as tables that the interconnect prices.
 
 Sizes of messages there are in elements. A group of rows is a message size (DeepEP: a number of tokens), so that a fit
-is judged on sizes that it never saw; `by_ranks` and `by_shape` group anew.
+is judged on sizes that it never saw.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from moesim.hw_models.calibration.measured import Measured, Source, group_number
 from moesim.hw_models.collective_table import (
     ALL_TO_ALL,
     COLLECTIVES,
+    COMBINED_ELEMENT_BYTES,
     CUSTOM_ALL_REDUCE,
     DEEPEP_DISPATCH,
     DEEPEP_LOW_LATENCY_DISPATCH,
+    DISPATCHED_ELEMENT_BYTES,
     CollectiveTable,
 )
 
@@ -30,9 +31,6 @@ PUBLISHER = "aiconfigurator (NVIDIA)"
 ELEMENT_BYTES = {"half": 2.0, "int8": 1.0, "bfloat16": 2.0}
 _OF_NCCL = {name.replace("all_to_all", "alltoall"): COLLECTIVES.index(name) for name in COLLECTIVES[: ALL_TO_ALL + 1]}
 """Names of collectives in the files."""
-FP8_BYTES = 1 + 4 / 128
-"""Of an element of a dispatched token: one byte, and a 32-bit scale for every 128 elements (DeepEP)."""
-BF16_BYTES = 2.0
 DEEPEP_RANKS = 8
 """The DeepEP rows are of one node of eight GPUs, with experts chosen at random."""
 
@@ -74,11 +72,13 @@ def read_custom_all_reduce(folder: Path, backend: str = "vllm_graph") -> Links:
     """All-reduce by vLLM's own kernels, as its CUDA graphs replay it; above its largest sizes it is NCCL's.
 
     Raises:
-        DataError: the file is not there, or lacks a column.
+        DataError: the file is not there, lacks a column, or has no rows of the backend.
     """
     known, others = {"allreduce_dtype": ELEMENT_BYTES}, ("num_gpus", "message_size", "backend")
     rows, version = _read(folder, "vllm", "custom_allreduce_perf.parquet", ("latency",), known, *others)
     rows = rows[rows.backend == backend]
+    if rows.empty:
+        raise DataError(str(folder / "comm/vllm" / version), f"must hold an all-reduce by {backend}")
     ranks = rows.num_gpus.to_numpy(np.float64)
     nbytes = rows.message_size.to_numpy(np.float64) * rows.allreduce_dtype.map(ELEMENT_BYTES).to_numpy(np.float64)
     table = CollectiveTable.of(CUSTOM_ALL_REDUCE, ranks, payload_bytes=nbytes)
@@ -104,7 +104,7 @@ def read_deepep(folder: Path, *, low_latency: bool) -> tuple[Links, Links]:
     source = Source(PUBLISHER, rows.device.iloc[0], "DeepEP of SGLang", version, f"{name} kernels on one node")
     first = DEEPEP_LOW_LATENCY_DISPATCH if low_latency else DEEPEP_DISPATCH
     parts = []
-    for way, element_bytes in enumerate((FP8_BYTES, BF16_BYTES)):
+    for way, element_bytes in enumerate((DISPATCHED_ELEMENT_BYTES, COMBINED_ELEMENT_BYTES)):
         table = _deepep_table(rows, first + way, element_bytes, low_latency=low_latency)
         time_s = rows[times[way]].to_numpy(np.float64) * 1e-6
         shape = [rows[column].to_numpy() for column in ("hidden_size", "num_topk", "num_experts")]
@@ -113,11 +113,6 @@ def read_deepep(folder: Path, *, low_latency: bool) -> tuple[Links, Links]:
             labels["multiprocessors"] = table.multiprocessors
         parts.append(Measured(table, time_s, group_numbers([labels["tokens"]]), source, labels))
     return parts[0], parts[1]
-
-
-def regrouped(measured: Links, *labels: str) -> Links:
-    """The same rows, grouped by other labels, such as `ranks`, to leave those out instead."""
-    return replace(measured, group=group_numbers([measured.labels[label] for label in labels]))
 
 
 def _deepep_table(rows: Any, kind: int, element_bytes: float, *, low_latency: bool) -> CollectiveTable:

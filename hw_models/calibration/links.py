@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets, stated_error
-from moesim.hw_models.calibration.fit import Free, Price, Settings, valid_range
+from moesim.hw_models.calibration.fit import Free, Price, Settings, fold_count, valid_range
 from moesim.hw_models.calibration.fit import fit as fit_values
 from moesim.hw_models.calibration.link_readers import Links, read_custom_all_reduce, read_deepep, read_nccl
 from moesim.hw_models.calibration.measured import Floats
@@ -125,17 +125,6 @@ def measured_links(folder: Path, link: LinkConfig, fit: str) -> list[tuple[str, 
     return [("", read_nccl(folder)[fit == "nccl_all_to_all"])]
 
 
-def fit_all(folder: Path, link: LinkConfig, settings: Settings = SETTINGS) -> LinkConfig:
-    """`link` with every calibration that it names fitted anew to the measurements in `folder`.
-
-    Raises:
-        DataError: a file is not there, or lacks a column.
-    """
-    for fit in link.fits:
-        link = fit_link(link, fit, measured_links(folder, link, fit), settings).link
-    return link
-
-
 def fit_link(
     link: LinkConfig,
     fit: str,
@@ -152,14 +141,15 @@ def fit_link(
 
     Raises:
         KeyError: no parameter names the calibration.
+        DataError: the rows are of one size.
     """
     price, values, unseen, relative = link_price(link), {}, [], []
     for within, rows in measured:
         names = fitted_names(link, fit, within)
         if not names:
             raise KeyError(fit)
-        values.update(fit_values(rows, price, dict(_space(link, names)), settings))
         times_s = unseen_times(link, names, rows, settings)
+        values.update(fit_values(rows, price, dict(_space(link, names)), settings))
         unseen.append(error_buckets(times_s, rows.time_s))
         relative.append(np.abs(times_s / rows.time_s - 1))
     first = measured[0][1]
@@ -172,10 +162,14 @@ def fit_link(
 
 
 def unseen_times(link: LinkConfig, names: Sequence[str], rows: Links, settings: Settings = SETTINGS) -> Floats:
-    """float64[row], seconds: each row under a fit of the parameters `names` that knows nothing of the row's group."""
+    """float64[row], seconds: each row under a fit of the parameters `names` that knows nothing of the row's group.
+
+    Raises:
+        DataError: the rows are of one group.
+    """
     price, times_s = link_price(link), np.empty(len(rows))
     space = {name: Free(_start(name, free), free.low, free.high) for name, free in _space(link, names)}
-    for kept, left_out in folds(rows.group, min(settings.folds, len(np.unique(rows.group))), settings.seed):
+    for kept, left_out in folds(rows.group, fold_count(rows, settings), settings.seed):
         values = fit_values(rows.take(kept), price, space, settings)
         times_s[left_out] = price(values, rows.table.take(left_out))
     return times_s

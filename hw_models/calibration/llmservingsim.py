@@ -142,8 +142,9 @@ def _profile(folder: Path) -> Profile:
     file = folder / META
     held = read_yaml(file).data
     needed = ("hardware", "gpu", "model", "vllm_version")
-    if not isinstance(held, dict) or (missing := [key for key in needed if not isinstance(held.get(key), str)]):
-        raise DataError(str(file), f"must have the keys {', '.join(needed)}", f"no {missing[0]}" if held else None)
+    missing = [key for key in needed if not isinstance(held, dict) or not isinstance(held.get(key), str)]
+    if missing:
+        raise DataError(str(file), f"must have the keys {', '.join(needed)}, with texts", f"no {missing[0]}")
     name = held["model"].rsplit("/", 1)[-1]
     return Profile(folder, held["hardware"], held["gpu"], _shipped_model(name), name, held["vllm_version"])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -101,6 +102,16 @@ def can_learn(plan: Plan | AttentionPlan, processor: GPU) -> bool:
     return bool((~plan.hidden(physics)).sum() >= _LEAST_ROWS)
 
 
+def check_learner() -> None:
+    """That residuals can be learned here, before any work is done.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    if find_spec("sklearn") is None:
+        raise ConfigError("--residual", "needs scikit-learn: pip install 'moesim[calibrate]'")
+
+
 def _unseen(plan: Plan | AttentionPlan, result: FitResult, settings: Settings, weight: Floats, how: Learner) -> Floats:
     """float64[row]: every row predicted by physics and trees that did not see its group."""
     measured, unseen_s = plan.measured, np.empty(len(plan.measured))
@@ -135,10 +146,9 @@ def _learners(plan: Plan | AttentionPlan) -> Sequence[Learner]:
 
 def _learn(features: Floats, ratio: Floats, anchors: Floats, weight: Floats, how: Learner) -> Any:
     """Trees for the logarithm of `ratio` of measured time and physics, which is 0 at the anchors."""
-    try:
-        from sklearn.ensemble import HistGradientBoostingRegressor
-    except ImportError:
-        raise ConfigError("--residual", "needs scikit-learn: pip install 'moesim[calibrate]'") from None
+    check_learner()
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
     learner = HistGradientBoostingRegressor(
         loss=how.loss,
         max_iter=how.trees,

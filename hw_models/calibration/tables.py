@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,36 +13,34 @@ from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GEMM, GROUPED_G
 _ACTIVATION_BYTES = 2.0
 _PARTS = {"operators", "grouped_rows", "expert_tokens"}
 _TYPES: dict[str, Any] = {
-    "layer": np.int32,
-    "repeats": np.int32,
-    "shards": np.int32,
-    "rank": np.int32,
-    "replicated": np.bool_,
-    "m": np.int64,
-    "n": np.int64,
-    "k": np.int64,
-    "groups": np.int64,
-    "decode_m": np.int64,
-    "routed_tokens": np.int64,
-    "expert_slots": np.int64,
-    "expert_ranks": np.int64,
-} | dict.fromkeys(("operator", "form", "weight_dtype", "up_matrices", "query_dtype"), np.int8)
+    # `ndarray[shape, dtype[int8]]`, which is what `NDArray[int8]` stands for
+    column.name: get_args(get_args(column.type)[1])[0]
+    for column in fields(OperatorTable)
+    if column.name not in _PARTS
+}
 
 
 def operator_table(
-    rows: int, form: int, dtype: str, expert_tokens: NDArray[np.int64] | None = None, **columns: ArrayLike
+    rows: int, form: int, dtype: ArrayLike, expert_tokens: NDArray[np.int64] | None = None, **columns: ArrayLike
 ) -> OperatorTable:
-    """`rows` rows of one form with weights of `dtype`; columns not given are 0, and 1 where 0 makes no sense."""
-    given: dict[str, ArrayLike] = {"form": form, "repeats": 1, "shards": 1, "groups": 1}
-    given |= {"weight_dtype": DTYPE_CODES[dtype]} | columns
+    """A table of measured work; columns not given are 0, and 1 where 0 makes no sense.
+
+    Args:
+        rows: number of them.
+        form: of all of them.
+        dtype: names of formats of weights (attention: of caches), [row] or one for all.
+        expert_tokens: int64[row, expert] of expert FFNs.
+        columns: others by name, [row] or one value for all.
+    """
+    codes = [DTYPE_CODES[str(name)] for name in np.broadcast_to(np.asarray(dtype), rows)]
+    given: dict[str, ArrayLike] = {"form": form, "repeats": 1, "shards": 1, "groups": 1, "weight_dtype": codes}
+    given |= columns
     kept: dict[str, Any] = {
-        column.name: np.broadcast_to(np.asarray(given.get(column.name, 0), _TYPES.get(column.name, np.float64)), rows)
-        for column in fields(OperatorTable)
-        if column.name not in _PARTS
+        name: np.broadcast_to(np.asarray(given.get(name, 0)), rows).astype(scalar, order="C")
+        for name, scalar in _TYPES.items()
     }
     grouped = np.arange(rows if form == GROUPED_GEMM else 0)
     tokens = np.zeros((0, 0), np.int64) if expert_tokens is None else expert_tokens
-    kept = {name: np.ascontiguousarray(column) for name, column in kept.items()}
     return OperatorTable(operators=("measured",), grouped_rows=grouped, expert_tokens=tokens, **kept)
 
 
@@ -120,8 +118,7 @@ def expert_table(
 
 def joined_tables(tables: Sequence[OperatorTable]) -> OperatorTable:
     """The rows of all tables in order, under the operator names of the first; experts are padded with empty ones."""
-    kept = {field.name for field in fields(OperatorTable)} - {"operator", "operators", "grouped_rows", "expert_tokens"}
-    columns: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in kept}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in _TYPES}
     offsets = np.cumsum([0, *map(len, tables)])[:-1]
     slots = max(table.expert_tokens.shape[1] for table in tables)
     columns["grouped_rows"] = np.concatenate([t.grouped_rows + start for t, start in zip(tables, offsets, strict=True)])
@@ -130,4 +127,4 @@ def joined_tables(tables: Sequence[OperatorTable]) -> OperatorTable:
     )
     names = tuple(dict.fromkeys(table.operators[code] for table in tables for code in table.operator))
     codes = [names.index(table.operators[code]) for table in tables for code in table.operator]
-    return replace(tables[0], operators=names, operator=np.array(codes, np.int8), **columns)
+    return replace(tables[0], operators=names, **columns | {"operator": np.array(codes, np.int8)})

@@ -132,13 +132,8 @@ class ExpertFfn(Routed):
     """Routed experts: gather tokens, up and gate projections, SiLU, down projection, weighted sum per token."""
 
     kernel: ClassVar[str] = "expert_ffn"
-    tokens: int
-    experts: int
-    top_k: int
     hidden: int
     intermediate: int
-    skewed: bool = False
-    dtype: DtypeName = "fp16"
 
     @property
     def work(self) -> Work:

@@ -1,6 +1,6 @@
 """Work that moves bytes: copy, triad, gathering tokens by expert and back, counting tokens per expert."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -82,12 +82,7 @@ class Triad(_Stream):
 class _Rows(Routed):
     """Something done to the rows of tokens, in their order or in that of the experts that they chose."""
 
-    tokens: int
-    experts: int
-    top_k: int
     hidden: int
-    skewed: bool = False
-    dtype: DtypeName = "fp16"
 
     @cached_property
     def order(self) -> Order:
@@ -154,11 +149,7 @@ class RoutingHistogram(Routed):
     """Tokens per expert, counted from the ids that the router chose."""
 
     kernel: ClassVar[str] = "routing_histogram"
-    tokens: int
-    experts: int
-    top_k: int
-    skewed: bool = False
-    dtype: DtypeName = "fp32"
+    dtype: DtypeName = field(default="fp32", kw_only=True)
 
     @property
     def work(self) -> Work:

@@ -5,6 +5,7 @@ A `Problem` knows nothing of GPUs. Several benchmarks (ours, the vendor's) solve
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -99,6 +100,7 @@ class Problem(ABC):
         return shape_text(self.shape, self.lengths)
 
 
+@dataclass(frozen=True)
 class Routed(Problem):
     """One computation on tokens and the experts that they chose.
 
@@ -110,7 +112,8 @@ class Routed(Problem):
     tokens: int
     experts: int
     top_k: int
-    skewed: bool
+    skewed: bool = field(default=False, kw_only=True)
+    dtype: DtypeName = field(default="fp16", kw_only=True)
 
     @cached_property
     def ids(self) -> NDArray[np.int32]:

@@ -140,7 +140,7 @@ def _experts(*, quick: bool) -> Iterator[Problem]:
     shapes = _EXPERTS[2:3] if quick else _EXPERTS
     for (experts, top_k, hidden, inner), tokens in product(shapes, (16, 512) if quick else (1, 8, 64, 512, 4096)):
         for skewed in (False, True):
-            yield ExpertFfn(tokens, experts, top_k, hidden, inner, skewed)
+            yield ExpertFfn(tokens, experts, top_k, hidden, inner, skewed=skewed)
         loads = np.bincount(chosen_experts(tokens, experts, top_k, skewed=True).reshape(-1), minlength=experts)
         yield GroupedGemm(tuple(loads.tolist()), 2 * inner, hidden, dtype="fp16")
     for tokens in (512,) if quick else (16, 512, 8192):

@@ -47,7 +47,7 @@ def draw_kernels(kernels: Sequence[Kernels], path: Path) -> Path:
         for column, variant in enumerate(variants):
             _draw_times(panels[0, column], kernels, variant, limits)
             _draw_ratios(panels[1, column], kernels, variant, limits)
-        panels[0, 0].set_ylabel("predicted, µs")
+        panels[0, 0].set_ylabel("predicted (µs)")
         panels[1, 0].set_ylabel("predicted / measured")
         title = f"{kernels[0].op.replace('_', ' ')} on {kernels[0].gpu}: predicted against measured, band of ±10 %"
         figure.suptitle(plain(title), x=0.01, ha="left", weight="bold", fontsize=11)
@@ -74,7 +74,7 @@ def _draw_times(panel: "Axes", kernels: Sequence[Kernels], variant: str, limits:
     for position, item in enumerate(kernels):
         measured_us, predicted_us = _drawn(item, variant)
         label = plain(f"{item.framework} {item.version}, {item.model}")
-        panel.scatter(measured_us, np.clip(predicted_us, *limits), label=label, **_series(position))
+        panel.scatter(measured_us, np.clip(predicted_us, *limits), label=label, **_series(item, position))
     panel.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
     panel.grid(visible=True, which="major")
     panel.set_title(_titles(kernels, variant), fontsize=9)
@@ -85,8 +85,8 @@ def _draw_ratios(panel: "Axes", kernels: Sequence[Kernels], variant: str, limits
     panel.fill_between(limits, 1 - _BAND, 1 + _BAND, color=_BAND_COLOUR, linewidth=0, zorder=1)
     for position, item in enumerate(kernels):
         measured_us, predicted_us = _drawn(item, variant)
-        panel.scatter(measured_us, np.clip(predicted_us / measured_us, *_RATIOS), **_series(position))
-    panel.set(xscale="log", yscale="log", xlim=limits, ylim=_RATIOS, xlabel="measured, µs")
+        panel.scatter(measured_us, np.clip(predicted_us / measured_us, *_RATIOS), **_series(item, position))
+    panel.set(xscale="log", yscale="log", xlim=limits, ylim=_RATIOS, xlabel="measured (µs)")
     panel.set_yticks(_RATIO_TICKS, [f"{tick:g}" for tick in _RATIO_TICKS])
     panel.set_yticks([], minor=True)
     panel.grid(visible=True, which="major")
@@ -100,11 +100,14 @@ def _titles(kernels: Sequence[Kernels], variant: str) -> str:
 
 
 def _error_text(kernels: Sequence[Kernels], variant: str) -> str:
-    predicted_s = np.concatenate([_predictions(item)[variant] for item in kernels])
-    measured_s = np.concatenate([item.measured.time_s for item in kernels])
+    """Of the kernels as they are meant, where there are any; the others are drawn in grey."""
+    meant = [item for item in kernels if item.is_tuned] or kernels
+    predicted_s = np.concatenate([_predictions(item)[variant] for item in meant])
+    measured_s = np.concatenate([item.measured.time_s for item in meant])
     known = np.isfinite(predicted_s)
     summary = ErrorSummary.of(predicted_s[known], measured_s[known])
-    return f"{summary.rows:,} rows\nmean |error| {summary.mean:.1%}\nmedian {summary.median:.1%}"
+    rows = f"{summary.rows:,} rows" + ("" if len(meant) == len(kernels) else " (without the grey ones)")
+    return f"{rows}\nmean |error| {summary.mean:.1%}\nmedian {summary.median:.1%}"
 
 
 def _predictions(item: Kernels) -> dict[str, Any]:
@@ -112,8 +115,9 @@ def _predictions(item: Kernels) -> dict[str, Any]:
     return item.predicted_s | item.unseen_s
 
 
-def _series(position: int) -> dict[str, Any]:
+def _series(item: Kernels, position: int) -> dict[str, Any]:
     colour, marker = OKABE_ITO[position % len(OKABE_ITO)], _MARKERS[position // len(OKABE_ITO) % len(_MARKERS)]
+    colour = colour if item.is_tuned else SUBTLE
     return {"color": colour, "marker": marker, "s": 5, "linewidth": 0, "alpha": 0.35, "zorder": 2, "rasterized": True}
 
 

@@ -1,7 +1,7 @@
 """Prices of measured rows by every variant, with the parameters of a device as they are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from moesim.configs.loader import shipped
 from moesim.errors import ConfigError
 from moesim.hw_models.calibration.aiconfigurator import PUBLISHER
-from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Measured, Source
+from moesim.hw_models.calibration.measured import Floats, Measured, Source
 from moesim.hw_models.calibration.measured_file import PUBLISHER as OWN_PUBLISHER
 from moesim.hw_models.calibration.measured_file import streaming
 from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
@@ -85,8 +85,8 @@ def priced(gpu: str, one: MeasuredSet, prices: "Prices") -> Kernels:
     )
     version = measured.source.version
     names = (gpu, one.op, one.framework, version, one.model)
-    broken = measured.labels.get(NOT_TUNED, np.zeros(1, np.bool_)).any()  # of which no fit says anything
-    return Kernels(*names, measured, predictions, shapes, outside, None if broken else stated_mean(stated))
+    kernels = Kernels(*names, measured, predictions, shapes, outside, stated_mean(stated))
+    return kernels if kernels.is_tuned else replace(kernels, stated=None)  # no fit says anything of these
 
 
 @dataclass(frozen=True)

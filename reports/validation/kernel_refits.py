@@ -13,7 +13,7 @@ from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention
 from moesim.hw_models.calibration.campaign import plans
 from moesim.hw_models.calibration.fit import Settings
 from moesim.hw_models.calibration.links import fitted_names, unseen_times
-from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints
+from moesim.hw_models.calibration.measured import Floats, Ints
 from moesim.hw_models.calibration.plans import Plan, expert_sections
 from moesim.hw_models.calibration.residual_fit import learn_residual
 from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
@@ -33,7 +33,7 @@ Advance = Callable[[int, int], None]
 def can_refit(kernels: Kernels) -> bool:
     """Whether there is a fit of these kernels, with rows and groups enough to leave some out."""
     groups = len(np.unique(kernels.measured.group))
-    if kernels.measured.labels.get(NOT_TUNED, np.zeros(1, np.bool_)).any():
+    if not kernels.is_tuned:
         return False
     if len(kernels.measured) < _FEWEST_ROWS or groups < 2 or kernels.stated is None:  # noqa: PLR2004
         return False

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moesim.hw_models.calibration.errors import BUCKETS_S, ErrorSummary
-from moesim.hw_models.calibration.measured import Floats, Ints, Measured
+from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints, Measured
 
 BALANCED, POWER_LAW = "balanced", "power law"
 ROOFLINE, PHYSICS, RESIDUAL = "roofline", "physics", "physics + residual"
@@ -61,6 +61,11 @@ class Kernels:
     def publisher(self) -> str:
         """Who measured."""
         return self.measured.source.publisher
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether these are rows of kernels as they are meant; fits leave out what was not tuned for its shape."""
+        return not self.measured.labels.get(NOT_TUNED, np.zeros(1, np.bool_)).any()
 
 
 @dataclass(frozen=True)

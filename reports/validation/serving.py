@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -90,7 +90,8 @@ def summarise(compared: Sequence[Comparison], *, broken: bool = False) -> list[G
     groups: dict[tuple[str, str, str, str], list[Comparison]] = {}
     for one in kept:
         groups.setdefault((one.framework, one.model, one.gpu, one.op), []).append(one)
-    rows = [_group_error(key, members) for key, members in sorted(groups.items())]
+    ordered = sorted(groups.items(), key=lambda group: (*group[0][:3], OPS.index(group[0][3])))
+    rows = [_group_error(key, members) for key, members in ordered]
     for op in OPS:
         members = [one for one in kept if one.op == op]
         if members and len({key[:3] for key in groups}) > 1:
@@ -153,6 +154,15 @@ def percent(value: float) -> str:
 def signed_percent(value: float | None) -> str:
     """`-0.0423` as `-4.2 %`."""
     return "-" if value is None else f"{value * 100:+.1f} %"
+
+
+def without_answer(compared: Iterable[Comparison]) -> Mapping[str, Sequence[str]]:
+    """Measurements that cannot be replayed: their ids by the reason."""
+    found: dict[str, dict[str, None]] = {}
+    for one in compared:
+        if one.predicted_s is None and one.unanswered is not None:
+            found.setdefault(one.unanswered, {})[one.id] = None
+    return {reason: tuple(ids) for reason, ids in found.items()}
 
 
 def named_broken(deployments: Sequence[Deployment]) -> Mapping[str, str]:

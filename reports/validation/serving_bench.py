@@ -7,6 +7,7 @@ request after `--output-details` (keys of SGLang 0.4 to 0.5, the same names).
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,20 +63,31 @@ def _parse(place: str, line: str) -> object:
 
 
 def _mapping(place: str, run: object) -> Mapping[str, Any]:
-    if not isinstance(run, dict) or not _positive(run.get("completed")):
+    if not isinstance(run, dict) or not _count(run.get("completed")):
         raise DataError(f"{place}: completed", "must be a number of requests > 0, as benchmarks write it")
+    limit = run.get("max_concurrency")
+    if limit is not None and not _count(limit):
+        raise DataError(f"{place}: max_concurrency", "must be a whole number >= 1, or null", limit)
     return run
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return _number(value) and value > 0  # type: ignore[operator]
+
+
+def _count(value: object) -> bool:
+    return _positive(value) and value == int(value)  # type: ignore[call-overload]
 
 
 def _deployment(path: Path, place: str, run: Mapping[str, Any], scenario: Reference) -> Deployment:
     details = _details(place, run)
     measured = _measured(details) if details else _summary(place, run)
     limit = run.get("max_concurrency")
-    slots = int(limit) if limit is not None and _positive(limit) else None
+    slots = None if limit is None else int(limit)
     document = find("scenarios", scenario)
     replayed = document.edited(("requests",), _requests(place, run, details, slots))
     replayed = replayed.edited(("concurrency",), slots).edited(("num_requests",), None).edited(("warmup_requests",), 0)
@@ -115,11 +127,15 @@ def _details(place: str, run: Mapping[str, Any]) -> dict[str, list[Any]] | None:
 
 
 def _check_request(place: str, request: Mapping[str, Any]) -> None:
-    for name in ("input_lens", "output_lens", "ttfts"):
-        if not _positive(request[name]):
-            raise DataError(f"{place}: {name}", "must be > 0", request[name])
-    if not isinstance(request["itls"], list) or not all(isinstance(gap, int | float) for gap in request["itls"]):
+    for name in ("input_lens", "output_lens"):
+        if not _count(request[name]):
+            raise DataError(f"{place}: {name}", "must be a whole number >= 1", request[name])
+    if not _positive(request["ttfts"]):
+        raise DataError(f"{place}: ttfts", "must be > 0", request["ttfts"])
+    if not isinstance(request["itls"], list) or not all(map(_number, request["itls"])):
         raise DataError(f"{place}: itls", "must be a list of seconds")
+    if "start_times" in request and not _number(request["start_times"]):
+        raise DataError(f"{place}: start_times", "must be seconds", request["start_times"])
 
 
 def _measured(details: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float]]:

@@ -123,10 +123,15 @@ class Profile:
 
 def _means_s(record: ServingRecord, shares: Floats, later: Floats) -> Floats:
     """float64[2]: mean TTFT and TPOT of a run."""
-    decode_s = record.last_token_s - record.first_token_s
-    per_token_s = np.divide(decode_s, later, out=np.zeros(len(shares)), where=later > 0)
-    tpot_s = shares @ per_token_s / shares[later > 0].sum()
+    tpot_s = _per_token(shares, later) @ (record.last_token_s - record.first_token_s)
     return np.array([shares @ (record.first_token_s - record.arrival_s), tpot_s])
+
+
+def _per_token(shares: Floats, later: Floats) -> Floats:
+    """float64[request]: weight of each request's time per later token in mean TPOT; 0 if none has a second token."""
+    decodes = later > 0
+    weight: Floats = np.divide(shares, later, out=np.zeros(len(shares)), where=decodes)
+    return weight / shares[decodes].sum() if decodes.any() else weight
 
 
 def _step_weights(record: ServingRecord, shares: Floats, later: Floats) -> tuple[Floats, Floats]:
@@ -137,9 +142,8 @@ def _step_weights(record: ServingRecord, shares: Floats, later: Floats) -> tuple
     arrived, first = edges[0], edges[1] + 1
     arrived = np.where(np.append(end_s, np.inf)[arrived] <= record.arrival_s + 1e-9, arrived + 1, arrived)
     last = np.searchsorted(end_s, record.last_token_s - 1e-9) + 1
-    per_token = np.divide(shares, later, out=np.zeros(len(shares)), where=later > 0)
-    per_token *= 1.0 / shares[later > 0].sum()
-    return _spread(arrived, first, shares, len(end_s)), _spread(first, last, per_token, len(end_s))
+    spans = (arrived, first, shares), (first, last, _per_token(shares, later))
+    return _spread(*spans[0], len(end_s)), _spread(*spans[1], len(end_s))
 
 
 def _spread(start: NDArray[np.int64], stop: NDArray[np.int64], value: Floats, steps: int) -> Floats:

@@ -9,6 +9,7 @@ are scheduled within 10 us. Simulated times therefore count from the same event,
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from moesim.errors import DataError
 from moesim.reports.validation.serving_deployment import Deployment, measured_statistics
 
 _COLUMNS = ("input_toks", "output_toks", "queued_ts", "first_token_ts", "last_token_ts")
+_SIZES, _DEGREES = ("max_num_batched_tokens", "max_num_seqs"), ("tensor_parallel_size", "data_parallel_size")
+"""Arguments of the engine that must be there, and that may."""
 _MODELS = {"Llama-3.1-8B": "llama-3.1-8b", "Qwen3-30B-A3B-Instruct-2507": "qwen3-30b-a3b"}
 _GPUS = {"RTXPRO6000": "rtx-pro-6000", "H100": "h100-sxm", "H200": "h200-sxm", "A100": "a100-sxm"}
 SECTION = "recorded runs"
@@ -86,11 +89,12 @@ def _read_meta(path: Path) -> Mapping[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(str(path), f"must be a JSON file ({error})") from error
-    needed = ("max_num_batched_tokens", "max_num_seqs")
     held = meta.get("engine_kwargs") if isinstance(meta, dict) else None
-    for name in needed:
-        if not isinstance(held, dict) or not isinstance(held.get(name), int):
-            raise DataError(f"{path}: engine_kwargs.{name}", "must be a whole number")
+    given: dict[str, Any] = held if isinstance(held, dict) else {}
+    for name in (*_SIZES, *(name for name in _DEGREES if name in given)):
+        value = given.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise DataError(f"{path}: engine_kwargs.{name}", "must be a whole number >= 1", value)
     result: Mapping[str, Any] = meta
     return result
 
@@ -114,12 +118,13 @@ def _request(place: str, line: str) -> dict[str, float]:
         raise DataError(place, f"must be a JSON object ({error})") from error
     for name in _COLUMNS:
         value = row.get(name) if isinstance(row, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(f"{place}: {name}", "must be a number", value)
     if not row["queued_ts"] <= row["first_token_ts"] <= row["last_token_ts"]:
         raise DataError(place, "queued_ts <= first_token_ts <= last_token_ts must hold")
-    if row["input_toks"] < 1 or row["output_toks"] < 1:
-        raise DataError(place, "a request has at least one input and one output token")
+    for name in ("input_toks", "output_toks"):
+        if row[name] < 1 or row[name] != int(row[name]):
+            raise DataError(f"{place}: {name}", "must be a whole number >= 1", row[name])
     return {name: row[name] for name in _COLUMNS}
 
 

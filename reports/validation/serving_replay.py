@@ -1,5 +1,6 @@
 """Replaying deployments on several processes; what is there already is not simulated again."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from moesim.search.runs import setup_key
 from moesim.simulator.metrics import request_latencies
 from moesim.simulator.scenario import Setup, load_scenario, prepare
 from moesim.simulator.simulate import build_pipelines, serve
+from moesim.workloads.npz_files import npz_members
 
 _PROFILE = ("weights", "seconds", "sequences", "prompts", "between_s")
 
@@ -56,13 +58,19 @@ def replay(deployment: Deployment, runs: Path | None = None) -> Outcome:
         setup = prepare(*load_scenario(deployment.scenario, deployment.assignments))
     except InputError as error:
         return Outcome(None, str(error))
-    kept = None if runs is None else runs / f"{setup_key(setup)}.npz"
+    kept = None if runs is None else runs / f"{_key(deployment, setup)}.npz"
     if kept is not None and kept.exists():
         return _load(kept)
     outcome = _simulate(deployment, setup)
     if kept is not None:
         _save(kept, outcome)
     return outcome
+
+
+def _key(deployment: Deployment, setup: Setup) -> str:
+    """Hash of all that an outcome depends on: the simulation, and how its requests are counted."""
+    counted = deployment.concurrency, deployment.prompts_per_slot, deployment.tokens_per_step, deployment.from_queue
+    return hashlib.sha256(f"{setup_key(setup)} {counted}".encode()).hexdigest()[:16]
 
 
 def _simulate(deployment: Deployment, setup: Setup) -> Outcome:
@@ -95,14 +103,13 @@ def _save(path: Path, outcome: Outcome) -> None:
 
 
 def _load(path: Path) -> Outcome:
-    with np.load(path) as held:
-        numbers = held["predicted_s"]
-        predicted_s = {
-            op: {name: float(value) for name, value in zip(STATISTICS, row, strict=True) if not np.isnan(value)}
-            for op, row in zip(OPS, numbers, strict=True)
-        }
-        if "layers" not in held:
-            return Outcome(predicted_s)
-        weights, seconds, sequences, prompts, between_s = (held[name].astype(np.float64) for name in _PROFILE)
-        profile = Profile(weights, seconds, sequences, prompts, int(held["layers"]), between_s)
-        return Outcome(predicted_s, profile=profile)
+    held = npz_members(path)
+    predicted_s = {
+        op: {name: float(value) for name, value in zip(STATISTICS, row, strict=True) if not np.isnan(value)}
+        for op, row in zip(OPS, held["predicted_s"], strict=True)
+    }
+    if "layers" not in held:
+        return Outcome(predicted_s)
+    weights, seconds, sequences, prompts, between_s = (held[name].astype(np.float64) for name in _PROFILE)
+    profile = Profile(weights, seconds, sequences, prompts, int(held["layers"]), between_s)
+    return Outcome(predicted_s, profile=profile)

@@ -111,12 +111,12 @@ def read_silicon(path: Path, replay: Replay | None = None) -> list[Deployment]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")
             missing = [name for name in (*_TEXTS, *_NUMBERS) if name not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{path}:1", "must have the column", missing[0])
             rows = [_Row(f"{path}:{reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(str(path), f"must be a CSV file ({error})") from error
     known = find("validation", "serving").data
     return [_deployment(row, known, replay or Replay()) for row in rows]
@@ -195,6 +195,8 @@ def _family(row: _Row, *, speculative: bool) -> str:
 
 
 def _unanswered(row: _Row, known: Mapping[str, Any]) -> str | None:
+    if not _server(row, known):
+        return "no settings of this serving engine are known"
     if row.model not in known["models"]:
         return "no shipped model of this name"
     if row.concurrency is None:
@@ -241,8 +243,9 @@ def _scenario(
 
 
 def _server(row: _Row, known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of the row's server; empty if none are known of its engine."""
     servers: list[Mapping[str, Any]] = known["servers"]
-    return next(server for server in servers if row.matches(server))
+    return next((server for server in servers if row.matches(server)), {})
 
 
 def _sequences(row: _Row, known: Mapping[str, Any]) -> int:

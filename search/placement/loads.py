@@ -3,19 +3,18 @@
 import csv
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
+from moesim.configs.documents import Document
 from moesim.errors import ConfigError, DataError
 from moesim.search.placement.problem import Floats
 from moesim.workloads.models import Model
+from moesim.workloads.npz_files import npz_members
 from moesim.workloads.routing import load_routing
 from moesim.workloads.routing_files import is_profile, read_routing_trace
 from moesim.workloads.routing_profile import RoutingProfile
@@ -25,8 +24,8 @@ Row = tuple[str, Sequence[object]]
 """Where a layer's loads stand, and what stands there."""
 
 _KEY = "loads"
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error)
-"""What reading a broken file raises."""
+_UNREADABLE = (OSError, ValueError, RecursionError, csv.Error)
+"""What reading a broken CSV or JSON file raises."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +44,13 @@ class ExpertLoads:
     source: str
 
 
-def recorded_loads(reference: str, model: Model | None = None) -> ExpertLoads:
+def recorded_loads(reference: str, model: Model | None = None, place: str = "trace") -> ExpertLoads:
     """Loads of a routing trace or profile.
 
     Args:
         reference: file (.parquet, .npz, .yaml), or the name of a shipped profile.
         model: the model that was recorded; by default what the file says.
+        place: where the reference stands, for errors.
 
     Raises:
         ConfigError: unknown name, or routing that is not recorded.
@@ -60,7 +60,7 @@ def recorded_loads(reference: str, model: Model | None = None) -> ExpertLoads:
     if model is not None and path.suffix in {".npz", ".parquet"} and not is_profile(path):
         routing: object = read_routing_trace(path, model.name, _experts(model))
     else:
-        routing = load_routing(reference)
+        routing = load_routing(Document(place, reference))
     if isinstance(routing, RoutingTrace):
         found = ExpertLoads(routing.loads().astype(np.float64), routing.model, str(reference))
     elif isinstance(routing, RoutingProfile):
@@ -119,14 +119,10 @@ def _json_rows(path: Path) -> tuple[list[Row], str | None]:
 
 
 def _npz_rows(path: Path) -> tuple[list[Row], str | None]:
-    with path.open("rb") as file:  # left to numpy, a broken file would stay open
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, NpzFile):
-            raise DataError(str(path), "must be an archive of arrays, not a single array")
-        names = archive.files
-        if _KEY not in names and len(names) != 1:
-            raise DataError(str(path), f"must hold one array, or one called `{_KEY}`", names)
-        array = archive[_KEY if _KEY in names else names[0]]
+    arrays = npz_members(path)
+    if _KEY not in arrays and len(arrays) != 1:
+        raise DataError(str(path), f"must hold one array, or one called `{_KEY}`", list(arrays))
+    array = arrays[_KEY] if _KEY in arrays else next(iter(arrays.values()))
     if array.ndim not in {1, 2} or array.dtype.kind not in "iuf":
         raise DataError(str(path), "must hold numbers with axes [layer, expert]", (str(array.dtype), array.shape))
     return _numbered(path, np.atleast_2d(array).tolist()), None

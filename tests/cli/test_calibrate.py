@@ -61,3 +61,12 @@ def test_what_cannot_be_done_is_said(data: Path, tmp_path: Path, change: list[st
     assert isinstance(result.exception, InputError)
     with pytest.raises(InputError, match=message):
         raise result.exception
+
+
+def test_residuals_without_the_learner_are_refused_before_anything_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moesim.hw_models.calibration.residual_fit.find_spec", lambda _: None)
+    arguments = ["calibrate", "--data", str(tmp_path / "none"), "--gpu", "a100-sxm", "-o", str(tmp_path / "out.yaml")]
+    result = CliRunner().invoke(app, [*arguments, "--residual"])
+    assert "--residual: needs scikit-learn" in str(result.exception)

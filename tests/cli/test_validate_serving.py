@@ -40,6 +40,13 @@ def test_tables_are_saved(moesim, folder: Path, data: Path) -> None:
     assert {".csv", ".json", ".md", ".png"} <= names
 
 
+def test_why_there_is_no_answer_is_said(moesim, data: Path) -> None:
+    arguments = "validate", "serving", "--data", str(data), "--only", "apart"
+    assert "- 1 x the number of workers is not stated" in moesim(*arguments).out
+    found = json.loads(moesim(*arguments, "--json").out)["results"]["unanswered"]
+    assert found == {"the number of workers is not stated": ["apart"]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -50,6 +57,8 @@ def test_tables_are_saved(moesim, folder: Path, data: Path) -> None:
             "--only: must be some of recorded, moe, dense, apart, separated by commas",
         ),
         (["--data", "data", "--only", "dense"], "--only: nothing of that kind is in the data"),
+        (["--data", "data", "--only", "apart", "--sample", "1"], "must leave something to replay after"),
+        (["--data", "data", "--only", "moe", "--max-concurrency", "1"], "must leave something to replay after"),
         (["--result", "result.json"], "--scenario: is needed with --result"),
         (["--data", "data", "--runs", "file"], "--runs file: must be a folder, and is a file"),
     ],

@@ -32,7 +32,10 @@ FEW_PERCENT = 0.05
 
 
 class ProcessorSuite(ABC):
-    """Truths about prices. Fixtures and methods without a body are what a processor's own class supplies."""
+    """Truths about prices.
+
+    A processor's own class supplies the methods without a body, and a fixture `processor` with each of its processors.
+    """
 
     bandwidth_parameters: tuple[str, ...]
     """Dotted names of the parameters that are memory bandwidths."""
@@ -40,10 +43,6 @@ class ProcessorSuite(ABC):
     """Dotted names of the parameters that are FLOP rates."""
     is_calibrated = True
     """Whether ordinary bf16 products were held against measurements."""
-
-    @pytest.fixture
-    def processor(self) -> Processor:
-        raise NotImplementedError
 
     @abstractmethod
     def scaled(self, processor: Processor, factors: dict[str, float]) -> Processor:

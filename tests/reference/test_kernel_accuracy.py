@@ -39,13 +39,6 @@ def measured(data: Path, device: str, operation: str, file: str, source: tuple[s
     return pd.read_parquet(folder.joinpath(*(source or ("vllm", VLLM[device]))) / f"{file}_perf.parquet")
 
 
-def relative_errors(device: str, table: OperatorTable, latency_ms: pd.Series) -> Errors:
-    cost = load_device(device).processor.price(table)
-    assert not cost.extrapolated.any()
-    errors: Errors = cost.time_s / (latency_ms.to_numpy() * 1e-3) - 1
-    return errors
-
-
 def kernel_errors(device: str, framework: str, measured: Measured[OperatorTable], *, residual: bool) -> Errors:
     """Of prices as in the benchmark that measured the rows."""
     processor = load_device(device, kernels=framework).processor
@@ -56,31 +49,21 @@ def kernel_errors(device: str, framework: str, measured: Measured[OperatorTable]
     return errors
 
 
+HOPPER = {
+    "gemm_bf16": 0.1,
+    "gemm_fp8": 0.1,
+    "gemm_fp8_block": 0.1,
+    "experts_bf16": 0.15,
+    "experts_fp8": 0.15,
+    "experts_fp8_block": 0.15,
+    "experts_mxfp4": 0.12,
+    "sharded_experts_fp8_block": 0.12,
+}
 KERNELS = {
     "a100-sxm": {"vllm": {"gemm_bf16": 0.1, "experts_bf16": 0.4}},
-    "h100-sxm": {
-        "vllm": {
-            "gemm_bf16": 0.1,
-            "gemm_fp8": 0.1,
-            "gemm_fp8_block": 0.1,
-            "experts_bf16": 0.15,
-            "experts_fp8": 0.15,
-            "experts_fp8_block": 0.15,
-            "experts_mxfp4": 0.12,
-            "sharded_experts_fp8_block": 0.12,
-        },
-    },
+    "h100-sxm": {"vllm": HOPPER},
     "h200-sxm": {
-        "vllm": {
-            "gemm_bf16": 0.1,
-            "gemm_fp8": 0.1,
-            "gemm_fp8_block": 0.1,
-            "experts_bf16": 0.15,
-            "experts_fp8": 0.15,
-            "experts_fp8_block": 0.15,
-            "experts_mxfp4": 0.12,
-            "sharded_experts_fp8_block": 0.12,
-        },
+        "vllm": HOPPER,
         "sglang": {
             "gemm_bf16": 0.1,
             "gemm_fp8": 0.11,
@@ -117,15 +100,6 @@ KERNELS = {
 }
 """Most that the fits of each framework's kernels may be off on shapes that they did not see, by physics alone."""
 FITTED = [(device, framework) for device, sets in KERNELS.items() for framework in sets]
-
-
-def check(device: str, fit_name: str, errors: Errors, limit: float) -> None:
-    processor = load_device(device).processor
-    assert isinstance(processor, GPU)
-    fit = processor.config.fits[fit_name]
-    assert fit.rows == len(errors)
-    assert fit.error <= limit
-    assert np.abs(errors).mean() <= fit.error + IN_SAMPLE_SLACK
 
 
 @pytest.mark.parametrize(("device", "framework"), FITTED)

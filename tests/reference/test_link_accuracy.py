@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moesim.hw_models.calibration.link_readers import (
-    BF16_BYTES,
-    FP8_BYTES,
-    Links,
-    read_custom_all_reduce,
-    regrouped,
+from moesim.hw_models.calibration.link_readers import Links, read_custom_all_reduce
+from moesim.hw_models.calibration.links import SETTINGS, fit_link, fitted_names, measured_links, unseen_times
+from moesim.hw_models.collective_table import (
+    COLLECTIVES,
+    COMBINED_ELEMENT_BYTES,
+    DISPATCHED_ELEMENT_BYTES,
+    CollectiveTable,
 )
-from moesim.hw_models.calibration.links import SETTINGS, fit_all, fitted_names, measured_links, unseen_times
-from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
 from moesim.hw_models.interconnect import Interconnect
 from moesim.hw_models.link_config import LinkConfig
 from moesim.hw_models.system import load_system
+from tests.hw_models.calibration.link_groups import regrouped
 
 pytestmark = pytest.mark.reference
 
@@ -114,7 +114,10 @@ def test_deepep_between_nodes_is_near_the_published_figures(reference_data: Path
     table = table[(table["mode"] == "low-latency") & (table.ep > 8)]
     ranks, tokens, top_k, hidden = table.ep.to_numpy(), 128.0, 8.0, 7168.0
     prices = load_system("h200-sxm-256").interconnect
-    for way, element, column in (("dispatch", FP8_BYTES, "dispatch"), ("combine", BF16_BYTES, "combine")):
+    for way, element, column in (
+        ("dispatch", DISPATCHED_ELEMENT_BYTES, "dispatch"),
+        ("combine", COMBINED_ELEMENT_BYTES, "combine"),
+    ):
         moved = tokens * top_k * hidden * element
         near, far = moved * 7 / ranks, moved * (ranks - 8) / ranks
         rows = CollectiveTable.of(
@@ -139,7 +142,9 @@ def test_deepep_between_nodes_is_near_the_published_figures(reference_data: Path
 
 def test_links_that_ship_can_be_fitted_anew(reference_data: Path) -> None:
     link = link_of("a100-sxm")
-    again = fit_all(reference_data / "kernels/aiconfigurator/a100_sxm", link)
+    folder, again = reference_data / "kernels/aiconfigurator/a100_sxm", link
+    for name in link.fits:
+        again = fit_link(again, name, measured_links(folder, again, name)).link
     for name, fit in link.fits.items():
         assert again.fits[name].rows == fit.rows
         assert again.fits[name].error == pytest.approx(fit.error, abs=0.005)

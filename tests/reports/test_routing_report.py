@@ -30,6 +30,12 @@ def test_columns_of_a_table_are_equally_long(found):
     json.dumps(plain_tables(found), allow_nan=False)
 
 
+def test_a_trace_of_one_layer_has_a_whole_report(tmp_path):
+    trace = random_trace(lengths=(30, 20), layers=1, experts=8)
+    write_trace_report(trace_statistics(trace, SETTINGS), tmp_path / "report", ".png")
+    assert (tmp_path / "report" / "layers.csv").read_text().count("\n") == 2
+
+
 def test_the_summary_has_the_means_of_the_layer_table(found):
     facts, layers = summary(found), tables(found)["layers"]
     for name, column in layers.items():

@@ -14,6 +14,7 @@ from moesim.reports.style import (
     check_output,
     distinct_labels,
     duration_text,
+    in_two_lines,
     plain,
     save,
     shortened,
@@ -113,6 +114,14 @@ def test_texts_from_outside_are_tamed():
     assert plain("a$b\x00c\n") == "a\\$b?c?"
     assert shortened("abcdefghij", 5) == "ab…ij"
     assert shortened("abcde", 5) == "abcde"
+
+
+def test_long_labels_break_at_a_space_so_that_they_still_differ() -> None:
+    labels = [in_two_lines(f"mixtral-8x7b-{name} concurrency=32", 26) for name in ("tp4", "duplex")]
+    assert labels == ["mixtral-8x7b-tp4\nconcurrency=32", "mixtral-8x7b-duplex\nconcurrency=32"]
+    assert in_two_lines("short name", 10) == "short name"
+    assert in_two_lines("without_any_space", 5) == "wi…ce"
+    assert in_two_lines("ab cdefghijk $", 5) == "ab\ncd…" + r" \$"
     assert [duration_text(time_s) for time_s in (2.0, 0.9996, 0.0123, 4.5e-5)] == ["2 s", "1 s", "12.3 ms", "45 µs"]
 
 

@@ -1,6 +1,8 @@
 """Readers of measured servers, weights, profiles, errors and calibration of serving."""
 
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from moesim.reports.validation.serving_deployment import (
     request_weights,
     weighted_statistics,
 )
-from moesim.reports.validation.serving_figure import draw_predictions
-from moesim.reports.validation.serving_fit import Measured, calibrate, fit
+from moesim.reports.validation.serving_figure import axis_ticks, draw_predictions
+from moesim.reports.validation.serving_fit import HOST_CONSTANTS, Measured, calibrate, fit, fit_host
 from moesim.reports.validation.serving_recorded import find_runs, read_run
 from moesim.reports.validation.serving_replay import Outcome, replay, replay_all
 from moesim.reports.validation.serving_silicon import Replay, read_silicon
@@ -125,11 +127,12 @@ def test_rows_that_contradict_themselves_are_named(tmp_path):
 
 def test_an_unknown_model_or_load_is_unanswered(tmp_path):
     other = GPT.replace("gpt-oss-120b", "gpt-oss-999b")
-    rows = [f"a,vllm,1,{other},2,1,2,1,9,9,4", f"b,vllm,1,{GPT},2,1,2,1,9,9,"]
+    rows = [f"a,vllm,1,{other},2,1,2,1,9,9,4", f"b,vllm,1,{GPT},2,1,2,1,9,9,", f"c,max,1,{GPT},2,1,2,1,9,9,4"]
     outcomes = [replay(deployment) for deployment in read_silicon(silicon(tmp_path, *rows))]
     assert [outcome.refusal for outcome in outcomes] == [
         "no shipped model of this name",
         "the concurrency is not stated",
+        "no settings of this serving engine are known",
     ]
 
 
@@ -139,6 +142,7 @@ def test_an_unknown_model_or_load_is_unanswered(tmp_path):
         (f"a,vllm,1,{GPT},2,1,2,1,fast,4.8,4", r"csv:2: silicon_ttft_ms: must be a number, got 'fast'"),
         (f"a,vllm,1,{GPT},2,1,2,1,0,4.8,4", r"csv:2: silicon_ttft_ms and silicon_tpot_ms must be > 0"),
         (f"a,vllm,1,{GPT},-2,1,2,1,9,4.8,4", r"csv:2: tp_size: must be finite and >= 0, got -2"),
+        (f"a,vllm,1,{GPT},2,1,2,1,9", r"csv:2: silicon_tpot_ms: must be a number, got ''"),
     ],
 )
 def test_broken_rows_are_refused(tmp_path, row, message):
@@ -172,7 +176,9 @@ def test_a_recorded_run_is_replayed_from_when_requests_were_queued(tmp_path):
     [
         (request(5.0, 4.0, 6.0), r"jsonl:1: queued_ts <= first_token_ts"),
         (request(1.0, None, 2.0), r"jsonl:1: first_token_ts: must be a number"),
-        (request(1.0, 1.5, 2.0, outputs=0), r"jsonl:1: a request has at least one"),
+        (request(1.0, 1.5, float("inf")), r"jsonl:1: last_token_ts: must be a number, got inf"),
+        (request(1.0, 1.5, 2.0, outputs=0), r"jsonl:1: output_toks: must be a whole number >= 1, got 0"),
+        (request(1.0, 1.5, 2.0, outputs=2.5), r"jsonl:1: output_toks: must be a whole number >= 1, got 2.5"),
     ],
 )
 def test_broken_recorded_requests_are_refused(tmp_path, broken, message):
@@ -180,9 +186,11 @@ def test_broken_recorded_requests_are_refused(tmp_path, broken, message):
         read_run(recorded(tmp_path, broken))
 
 
-def test_a_run_without_its_settings_is_refused(tmp_path):
-    folder = recorded(tmp_path, request(1.0, 1.1, 1.2), max_num_seqs="many")
-    with pytest.raises(DataError, match=r"meta.json: engine_kwargs.max_num_seqs: must be a whole number"):
+@pytest.mark.parametrize("wrong", ["2", 0, None, True])
+@pytest.mark.parametrize("name", ["max_num_seqs", "tensor_parallel_size", "data_parallel_size"])
+def test_a_run_without_its_settings_is_refused(tmp_path, name, wrong):
+    folder = recorded(tmp_path, request(1.0, 1.1, 1.2), **{name: wrong})
+    with pytest.raises(DataError, match=rf"meta.json: engine_kwargs.{name}: must be a whole number >= 1"):
         read_run(folder)
 
 
@@ -248,6 +256,12 @@ def test_sglang_writes_a_run_per_line(tmp_path):
         ('{"completed": 1}', r"mean_ttft_ms: must be a number of milliseconds > 0"),
         (json.dumps(VLLM | {"ttfts": [0.02]}), r"columns of requests must be equally long"),
         (json.dumps(VLLM | {"ttfts": [0.02, -1.0, 0.1, 0.1]}), r"request 1: ttfts: must be > 0, got -1"),
+        (json.dumps(VLLM | {"ttfts": [0.02, math.inf, 0.1, 0.1]}), r"request 1: ttfts: must be > 0, got inf"),
+        (json.dumps(VLLM | {"itls": [[math.nan], [0.1], [0.1], []]}), r"request 0: itls: must be a list of seconds"),
+        (json.dumps(VLLM | {"input_lens": [1.5, 9, 9, 9]}), r"input_lens: must be a whole number >= 1, got 1.5"),
+        (json.dumps(VLLM | {"start_times": [0, "1", 2, 3]}), r"request 1: start_times: must be seconds, got '1'"),
+        (json.dumps(VLLM | {"max_concurrency": math.inf}), r"max_concurrency: must be a whole number >= 1, or null"),
+        (json.dumps(VLLM | {"completed": math.inf}), r"completed: must be a number of requests > 0"),
     ],
 )
 def test_broken_results_are_refused(tmp_path, text, message):
@@ -292,11 +306,31 @@ def test_errors_count_what_is_unanswered_and_leave_out_what_is_broken():
     assert "20.0 %" in as_markdown([row])
 
 
-def test_a_figure_of_predictions_is_the_same_every_time(tmp_path):
-    compared = compare([deployment_of()], [Outcome({"ttft": {"mean": 0.11}})])
+def test_rows_of_one_server_come_in_the_order_of_its_requests():
+    measured = deployment_of(measured_s={op: {"mean": 0.1} for op in ("e2e", "ttft", "tpot")})
+    rows = summarise(compare([measured, replace(measured, model="n")], [Outcome(measured.measured_s)] * 2))
+    assert [row.op for row in rows] == ["ttft", "tpot", "e2e"] * 3
+    assert [row.model for row in rows] == ["m"] * 3 + ["n"] * 3 + ["all"] * 3
+
+
+def test_statistics_of_one_request_are_its_own():
+    assert measured_statistics({"ttft": [0.1]})["ttft"] == dict.fromkeys(STATISTICS, 0.1)
+
+
+@pytest.mark.parametrize("predicted_s", [{"ttft": {"mean": 0.11}}, None])
+def test_a_figure_of_predictions_is_the_same_every_time(tmp_path, predicted_s):
+    compared = compare([deployment_of()], [Outcome(predicted_s)])
     files = [draw_predictions(compared, tmp_path / name) for name in ("a.png", "b.png")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert measured_statistics({"ttft": [0.1]})["ttft"]["p99"] == 0.1
+
+
+@pytest.mark.parametrize("low", [0.02, 3.1, 730.0, 98_765.0])
+@pytest.mark.parametrize("ratio", [1.96, 3.0, 10.0, 150.0, 1e4])
+def test_axes_have_a_few_labels_whatever_their_range(low, ratio):
+    ticks = axis_ticks(low, low * ratio)
+    assert 2 <= len(ticks) <= 7
+    assert ticks == sorted(set(ticks))
+    assert low <= ticks[0] <= ticks[-1] <= low * ratio
 
 
 # --- profiles and calibration ----------------------------------------------------------------------------------------
@@ -339,11 +373,39 @@ def test_calibration_finds_what_was_put_in(small):
     assert np.abs(blank.predicted_s({}) / measured.measured_s - 1).max() > 0.1
 
 
+def test_a_profile_of_requests_with_one_token_has_no_tpot(small):
+    scenario = given(small[0].scenario)
+    one = replace(small[0], scenario=scenario | {"requests": scenario["requests"] | {"output_tokens": 1}})
+    profile = given(replay(one).profile)
+    means = profile.mean_s(load_scenario(given(one.scenario), one.assignments)[0].scheduler)
+    assert means[0] > 0
+    assert means[1] == 0
+
+
 def test_a_single_deployment_is_its_own_test_without_any_constant(small):
     profiles = [given(replay(deployment).profile) for deployment in small]
     settings = [load_scenario(given(one.scenario), one.assignments)[0].scheduler for one in small]
     measured = Measured(small, profiles, settings, np.full((2, 2), 0.01))
     assert calibrate(measured).unseen_s == pytest.approx(measured.predicted_s({}))
+
+
+def test_host_times_of_a_recorded_run_are_found_by_replaying_it(monkeypatch):
+    truth = dict(zip(HOST_CONSTANTS, (3e-3, 4e-5), strict=False))
+    asked = []
+
+    def answered(deployment: Deployment) -> Outcome:
+        values = dict(edit.removeprefix("scheduler.").split("=") for edit in deployment.assignments)
+        step_s, sequence_s = (float(values[name]) for name in truth)
+        asked.append(deployment.assignments)
+        return Outcome({"tpot": {"mean": 0.01 + step_s + 64 * sequence_s}, "ttft": {"mean": 0.05 + 4 * step_s}})
+
+    monkeypatch.setattr("moesim.reports.validation.serving_replay.replay", answered)
+    run = deployment_of(assignments=("seed=3", *(f"scheduler.{name}={value}" for name, value in truth.items())))
+    measured = replace(run, assignments=("seed=3",), measured_s=given(answered(run).predicted_s))
+    found = fit_host(measured)
+    assert {name: found[name] for name in truth} == pytest.approx(truth, rel=0.05)
+    assert all(assignments[0] == "seed=3" for assignments in asked)
+    assert fit_host(measured) == found
 
 
 def test_outcomes_are_kept_and_found_again(small, tmp_path):
@@ -355,3 +417,6 @@ def test_outcomes_are_kept_and_found_again(small, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in runs.iterdir()} == kept
     assert [second[n].predicted_s for n in (0, 1)] == [first[n].predicted_s for n in (0, 1)]
     assert given(second[0].profile).seconds == pytest.approx(given(first[0].profile).seconds, rel=1e-6)
+    counted_otherwise = dict(replay_all([replace(small[0], tokens_per_step=2.0)], runs=runs))
+    assert len(list(runs.iterdir())) == 3
+    assert given(counted_otherwise[0].predicted_s)["tpot"]["mean"] == given(first[0].predicted_s)["tpot"]["mean"] / 2

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 
+from moesim.hw_models.residual import FOLDER, load_residual, save_residual
 from moesim.search import runs
 from moesim.search.runs import RunStore, setup_key
 from moesim.simulator.scenario import load_scenario, prepare
@@ -25,6 +28,18 @@ def test_equal_setups_have_equal_keys_and_others_do_not():
     keys = {setup_key(quick(change)) for change in changes}
     assert len(keys) == len(changes)
     assert key not in keys
+
+
+def test_other_learned_corrections_of_one_name_are_another_key(tmp_path, monkeypatch):
+    key, name = setup_key(quick()), "h100-sxm.npz"
+    models = load_residual(FOLDER / name)
+    monkeypatch.setattr("moesim.hw_models.gpu.FOLDER", tmp_path)
+    save_residual(tmp_path / name, models)
+    setup = quick()
+    assert setup.pools[0].system.device.processor.residual_file == tmp_path / name
+    same = setup_key(setup)
+    save_residual(tmp_path / name, {model: replace(trees, high=0.9 * trees.high) for model, trees in models.items()})
+    assert setup_key(quick()) not in {key, same}
 
 
 def test_a_run_is_kept_and_not_repeated(tmp_path, monkeypatch):

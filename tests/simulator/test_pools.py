@@ -78,6 +78,15 @@ def test_settings_of_a_pool_can_be_edited_where_it_names_others(tiny):
     assert prefill.scheduler == setup.scenario.scheduler
 
 
+def test_requests_reach_the_pool_that_runs_prompts_by_its_own_settings(tiny):
+    slow = {"scheduler": {"request_host_s": 0.25, "tokenise_s": 1e-5}}
+    pools = {"prefill": APART["prefill"] | slow, "decode": DECODE}
+    there, back = (simulate(tiny(1, pools=dict(order))) for order in (pools.items(), reversed(pools.items())))
+    waits_s = [run.tables["requests"]["queued_s"] - run.tables["requests"]["arrival_s"] for run in (there, back)]
+    assert waits_s[0].min() >= 0.25
+    assert waits_s[1] == pytest.approx(waits_s[0], abs=1e-12)
+
+
 # --- the router --------------------------------------------------------------------------------------------------
 
 

@@ -246,13 +246,6 @@ def test_profile_comes_back(tmp_path: Path) -> None:
         read_routing_profile(tmp_path / IDS)
 
 
-def test_single_array_is_no_archive(tmp_path: Path) -> None:
-    with (tmp_path / "p.npz").open("wb") as file:
-        np.save(file, np.ones(3))
-    with pytest.raises(DataError, match="must be an archive of arrays"):
-        read_routing_profile(tmp_path / "p.npz")
-
-
 def test_profile_of_pickles_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", about=np.array({"model": "x"}, dtype=object), popularity=np.ones((1, 1)))
     with pytest.raises(DataError, match="cannot be read"):

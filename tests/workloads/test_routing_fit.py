@@ -79,6 +79,7 @@ def test_short_traces_get_few_states_and_no_reuse(trace: RoutingTrace) -> None:
 def test_mutual_information_in_closed_form() -> None:
     assert mutual_information_bits(np.eye(4)[np.newaxis]).tolist() == [2.0]
     np.testing.assert_allclose(mutual_information_bits(np.ones((3, 4, 4))), 0.0, atol=1e-12)
+    assert mutual_information_bits(np.ones((0, 4, 4))).shape == (0,)
 
 
 def test_overlap_by_brute_force(trace: RoutingTrace) -> None:
@@ -103,3 +104,23 @@ def test_domains_are_groups(trace: RoutingTrace) -> None:
     np.testing.assert_allclose(domains.popularity[0], part.popularity)
     together = np.einsum("d,dle->le", domains.weight, domains.popularity)
     np.testing.assert_allclose(together, RoutingProfile.from_trace(trace).popularity)
+
+
+@pytest.mark.parametrize(
+    ("layers", "experts", "top_k"),
+    [
+        (1, 8, 2),  # no layer follows another
+        (2, 8, 8),  # every token uses all experts
+        (2, 1024, 16),  # products of so many small shares are below single precision
+        (2, 256, 32),
+    ],
+)
+def test_traces_at_the_edge_of_what_there_is_are_fitted(layers: int, experts: int, top_k: int) -> None:
+    even = RoutingProfile("m", "even", top_k, np.full((layers, experts), 1.0 / experts))
+    lengths = np.full(4, 100)
+    drawn = synthesize_trace(even, lengths, 0 * lengths, np.random.default_rng(1))
+    fitted = fit_profile(drawn)
+    assert fitted.states is not None
+    np.testing.assert_allclose(fitted.states.popularity(), fitted.popularity, atol=0.02 / experts)
+    again = synthesize_trace(fitted, lengths, 0 * lengths, np.random.default_rng(2))
+    assert again.expert.shape == drawn.expert.shape

@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
-from moesim.workloads import attention_trace
+from moesim.workloads import attention_trace, routing_files
 from moesim.workloads.capture.loading import LoadedModel, import_torch, load_model, load_tokenizer
 from moesim.workloads.capture.parts import PLAN_KEY, Parts, check_finished, json_metadata
 from moesim.workloads.capture.recorder import Recorder
 from moesim.workloads.capture.settings import CaptureSettings
 from moesim.workloads.capture.texts import Prompts, read_prompts
 from moesim.workloads.routing_trace import DECODE, PREFILL
-
-_ROUTING_KEY = b"moesim.routing_trace"  # as `moesim.workloads.routing_files` reads it
-_ROUTING_FORMAT = 1
 
 Progress = Callable[[int, int], None]
 """Takes the tokens that are done, and all tokens."""
@@ -242,7 +239,7 @@ def _headers(
         "groups": prompts.groups,
         "first_decode_position": [len(ids) for ids in prompts.ids],
     }
-    routing = common | {"format": _ROUTING_FORMAT, "experts": loaded.experts, "top_k": loaded.top_k}
+    routing = common | {"format": routing_files.FORMAT, "experts": loaded.experts, "top_k": loaded.top_k}
     attention = common | {
         "format": attention_trace.FORMAT,
         "layers": len(loaded.attentions),
@@ -253,6 +250,6 @@ def _headers(
         "window_tokens": loaded.window_tokens,
     }
     return {
-        "routing": json_metadata([(_ROUTING_KEY, routing), (PLAN_KEY, plan)]),
+        "routing": json_metadata([(routing_files.METADATA_KEY, routing), (PLAN_KEY, plan)]),
         "attention": json_metadata([(attention_trace.METADATA_KEY, attention), (PLAN_KEY, plan)]),
     }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moesim.errors import DataError
 from moesim.workloads.importers.recorded import ImportOptions, make_profile
 from moesim.workloads.importers.safe_files import check_file, numbers, read_json
-from moesim.workloads.routing_files import npz_members
+from moesim.workloads.npz_files import npz_members
 from moesim.workloads.routing_profile import RoutingProfile
 
 _KEY = "loads"

@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 _BYTE = 2**8
 _MOST_EXPERTS = 2**16
+_MOST_TOKENS = 2**31  # positions are int32
 _AXES = ("token", "layer", "k")
 
 
@@ -187,6 +188,9 @@ def _check_request(request: Recorded, experts: int, expected: tuple[int, int]) -
         raise DataError(
             f"{place}, row {row}", "positions of a request must rise by 1 from >= 0", int(request.position[row])
         )
+    last = max(int(request.position[-1]), request.prompt_tokens)
+    if last >= _MOST_TOKENS:
+        raise DataError(place, f"positions and prompts must be below {_MOST_TOKENS} tokens", last)
     _check_weight(request)
 
 

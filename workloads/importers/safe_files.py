@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
-from moesim.workloads.routing_files import npz_members, refuse_pickle
+from moesim.workloads.npz_files import npz_members
+from moesim.workloads.routing_files import refuse_pickle
 
 _LIMIT = 2**31
 _UNREADABLE = (OSError, EOFError, ValueError, RecursionError, zlib.error)

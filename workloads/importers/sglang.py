@@ -54,6 +54,10 @@ def read_sglang(paths: Sequence[Path], options: ImportOptions) -> RoutingTrace |
     if not detailed:
         return _profile(paths, options)
     requests = [one for path, document in detailed.items() for one in _requests(path, document)]
+    for one in requests:
+        if one.expert.shape[1:] != requests[0].expert.shape[1:]:
+            rule = f"all dumps must be of one model, the first has (layers, k) {requests[0].expert.shape[1:]}"
+            raise DataError(one.place, rule, one.expert.shape[1:])
     used = np.any([(one.expert != _NOBODY).any(axis=(0, 2)) for one in requests], axis=0) if requests else np.ones(0)
     about = {
         "recorder": "SGLang expert_distribution, per_token",
@@ -67,7 +71,7 @@ def _profile(paths: Sequence[Path], options: ImportOptions) -> RoutingProfile:
     total: NDArray[np.float64] | None = None
     for path in paths:
         count = named_arrays(path, "logical_count").get("logical_count")
-        if count is None or count.ndim not in {2, 3}:
+        if count is None or count.ndim not in {2, 3} or 0 in count.shape[-2:]:
             raise DataError(str(path), "must hold `logical_count` with axes [step, layer, expert], or `records`")
         load = count.reshape(-1, *count.shape[-2:]).sum(axis=0, dtype=np.float64)
         if total is not None and load.shape != total.shape:
@@ -138,10 +142,13 @@ def _rank(path: Path, index: int, record: dict[str, Any]) -> int:
 def _passes(path: Path, records: list[dict[str, Any]], rank: int, logical: NDArray[Any] | None) -> Iterator[_Pass]:
     chosen = [(index, record) for index, record in enumerate(records) if record.get("rank", 0) == rank]
     order = [whole(f"{path}: records[{i}]: forward_pass_id", one.get("forward_pass_id", i)) for i, one in chosen]
+    shape: tuple[int, int] | None = None
     for _, index, record in sorted((number, *pair) for number, pair in zip(order, chosen, strict=True)):
         place = f"{path}: records[{index}]"
         if "topk_ids_of_layer" not in record or "positions" not in record:
             raise DataError(place, "must have `topk_ids_of_layer` and `positions`, as mode per_token writes")
+        if record["positions"] == []:  # a rank without requests runs along
+            continue
         ids = numbers(f"{place}: topk_ids_of_layer", record["topk_ids_of_layer"])
         position = numbers(f"{place}: positions", record["positions"])
         if position.ndim != 1 or position.dtype.kind not in "iu":
@@ -149,13 +156,17 @@ def _passes(path: Path, records: list[dict[str, Any]], rank: int, logical: NDArr
         if ids.ndim != len(_AXES) or ids.dtype.kind not in "iu" or ids.shape[1] != len(position):
             rule = f"must be whole numbers with axes [layer, token, k] of {len(position)} tokens"
             raise DataError(f"{place}: topk_ids_of_layer", rule, ids.shape)
+        shape = shape or (ids.shape[0], ids.shape[2])
+        if ids.shape != (shape[0], len(position), shape[1]):
+            rule = f"all passes must have {shape[0]} layers with {shape[1]} experts, as the first one has"
+            raise DataError(f"{place}: topk_ids_of_layer", rule, ids.shape)
         if logical is not None:
             ids = _to_logical(place, ids, logical)
         lengths = _lengths(f"{place}: extend_seq_lens", record.get("extend_seq_lens"))
         if lengths and sum(lengths) != len(position):
             raise DataError(f"{place}: extend_seq_lens", f"must add up to the {len(position)} tokens", sum(lengths))
         ends = np.cumsum(lengths or np.ones(len(position), np.int64)).tolist()
-        spans = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
         yield _Pass(place, ids.transpose(1, 0, 2), position, spans, bool(lengths))
 
 

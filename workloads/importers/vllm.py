@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from moesim.errors import DataError
 from moesim.workloads.importers.recorded import ImportOptions, Recorded, make_profile, make_trace
 from moesim.workloads.importers.safe_files import check_file, named_arrays, numbers, read_json, read_json_lines, whole
-from moesim.workloads.routing_files import npz_members
+from moesim.workloads.npz_files import npz_members
 from moesim.workloads.routing_profile import RoutingProfile
 from moesim.workloads.routing_trace import RoutingTrace
 
@@ -50,7 +50,8 @@ def read_vllm(paths: Sequence[Path], options: ImportOptions) -> RoutingTrace:
             continue
         for place, response in _responses(path):
             requests += _response_requests(place, response)
-            models.setdefault(str(response.get("model", options.model)), place)
+            if name := response.get("model", options.model):
+                models.setdefault(str(name), place)
     if len(models) > 1:
         (first, _), (second, place) = list(models.items())[:2]
         raise DataError(place, f"all responses must be of one model, the first is of {first!r}", second)
@@ -154,15 +155,20 @@ def _logical_load(path: Path) -> NDArray[np.float64]:
     """float64[layer, logical expert]."""
     arrays = named_arrays(path, "expert_load_window", "expert_load_pass", "physical_to_logical_map")
     window = arrays.get("expert_load_window", arrays.get("expert_load_pass"))
-    if window is None or window.ndim not in {2, 3}:
+    if window is None or window.ndim not in {2, 3} or 0 in window.shape[-2:]:
         raise DataError(str(path), "must hold `expert_load_window` with axes [step, layer, physical expert]")
     physical: NDArray[np.float64] = window.reshape(-1, *window.shape[-2:]).sum(axis=0, dtype=np.float64)
     owner = arrays.get("physical_to_logical_map")
     if owner is None:
         return physical
-    if owner.shape != physical.shape or owner.dtype.kind not in "iu" or owner.min() < 0:
-        rule = f"must be whole numbers >= 0 for {physical.shape} layers and physical experts"
-        raise DataError(f"{path}: physical_to_logical_map", rule, (str(owner.dtype), owner.shape))
+    place = f"{path}: physical_to_logical_map"
+    if owner.shape != physical.shape or owner.dtype.kind not in "iu":
+        rule = f"must be whole numbers for {physical.shape} layers and physical experts"
+        raise DataError(place, rule, (str(owner.dtype), owner.shape))
+    experts = physical.shape[1]
+    if owner.min() < 0 or owner.max() >= experts:
+        wrong = int(owner.min() if owner.min() < 0 else owner.max())
+        raise DataError(place, f"must be logical experts from 0 to {experts - 1}, no more than physical ones", wrong)
     load = np.zeros((len(physical), int(owner.max()) + 1))
     np.add.at(load, (np.arange(len(physical))[:, np.newaxis], owner), physical)
     return load

@@ -14,7 +14,7 @@ from moesim.hw_models.calibration.errors import ErrorSummary
 from moesim.hw_models.calibration.fit import Progress, Settings
 from moesim.hw_models.calibration.link_campaign import FITS, LinkOutcome, link_campaign
 from moesim.hw_models.calibration.measured_campaign import measured_campaign
-from moesim.hw_models.calibration.residual_fit import LearnedResidual
+from moesim.hw_models.calibration.residual_fit import LearnedResidual, check_learner
 from moesim.simulator.scheduler import FRAMEWORKS
 
 _STEPS = 6
@@ -42,6 +42,8 @@ def calibrate_command(
     find("devices", Document("--gpu", gpu))
     if framework not in FRAMEWORKS:
         raise InputError("--framework", f"must be one of {', '.join(FRAMEWORKS)}", framework)
+    if residual:
+        check_learner()
     settings, errors = Settings(rows=rows), Errors()
     if measured is not None:
         _check_measured(data, (*of_gpu, *of_links), residual=residual)
@@ -55,7 +57,8 @@ def calibrate_command(
             errors |= _fit_gpu(output, fits, learn if residual else None)
         if of_links:
             errors |= _fit_links(gpu, data, of_links, links_output, rows)
-    _report(errors, {"gpu": gpu, "data": str(data or measured), "framework": framework}, written, as_json=as_json)
+    asked = {"gpu": gpu, "data": str(data or measured), "framework": framework, "operators": operators}
+    _report(errors, {**asked, "rows": rows, "residual": residual}, written, as_json=as_json)
 
 
 def _chosen(operators: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -110,7 +113,7 @@ def _fit_links(gpu: str, data: Path, operators: tuple[str, ...], output: Path, r
     return {name: unseen for outcome in outcomes for name, unseen in outcome.errors.items()}
 
 
-def _report(errors: Errors, settings: dict[str, str], written: Sequence[Path], *, as_json: bool) -> None:
+def _report(errors: Errors, settings: dict[str, object], written: Sequence[Path], *, as_json: bool) -> None:
     files = [str(path) for path in written]
     if as_json:
         rounded = {name: {key: vars(value) for key, value in parts.items()} for name, parts in errors.items()}

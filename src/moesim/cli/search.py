@@ -79,7 +79,7 @@ def _load(trace: str | None, loads: Path | None, model: str | None) -> ExpertLoa
     if loads is not None:
         return tabled_loads(loads, known)
     assert trace is not None
-    return recorded_loads(trace, known)
+    return recorded_loads(trace, known, "--trace")
 
 
 def _search_all(expert_loads: ExpertLoads, settings: dict[str, Any]) -> dict[str, Found]:

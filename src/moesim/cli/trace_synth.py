@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.cli.output import number, print_json, show
 from moesim.cli.progress import StageBars, progress_bar
+from moesim.configs.documents import Document
 from moesim.errors import ConfigError, InputError
 from moesim.files import check_output
 from moesim.workloads.models import load_model
@@ -81,7 +82,7 @@ def fit_command(trace: str, output: Path, *, states: int, seed: int, as_json: bo
         InputError: what cannot be.
     """
     check_output("--out", output, ".npz")
-    routing = load_routing(trace)
+    routing = load_routing(Document("--trace", trace))
     if not isinstance(routing, RoutingTrace):
         raise ConfigError("--trace", "must be a recorded trace", trace)
     profile = _fit(routing, states, seed)
@@ -118,7 +119,7 @@ def _profile(
 ) -> RoutingProfile:
     """The profile to draw from: domain and skew first, because they are the recorded model's, then other dimensions."""
     skew, domain = changes
-    routing = load_routing(reference)
+    routing = load_routing(Document("--profile", reference))
     if isinstance(routing, RoutingTrace):
         routing = _fit(routing)
     if isinstance(routing, RoutingProfile):

@@ -24,6 +24,7 @@ from moesim.reports.validation.serving import (
     rows_as_dicts,
     signed_percent,
     summarise,
+    without_answer,
 )
 from moesim.reports.validation.serving_bench import read_benchmark
 from moesim.reports.validation.serving_deployment import Deployment
@@ -71,6 +72,8 @@ def serving_command(
         deployments = [one for one in deployments if (one.concurrency or 0) <= max_concurrency]
     if sample is not None:
         deployments = _sample(deployments, sample)
+    if not deployments:
+        raise InputError("validate serving", "must leave something to replay after --max-concurrency and --sample")
     if out is not None:
         check_folder(out, "--out")
     if runs is not None:
@@ -86,7 +89,7 @@ def serving_command(
         settings = {"data": None if data is None else str(data), "sample": sample, "waves": waves}
         settings |= {"only": only, "max_concurrency": max_concurrency, "fit": fits}
         fitted = [_calibration_dict(calibration) for calibration in calibrations]
-        more = {"broken": named_broken(deployments), "calibrations": fitted}
+        more = {"broken": named_broken(deployments), "unanswered": _reasons(sections), "calibrations": fitted}
         print_json(settings, {"groups": groups, **more}, output=str(out) if out else None)
     else:
         _print(deployments, sections, calibrations, out)
@@ -220,11 +223,12 @@ def _save(
         draw_predictions(compared, out / f"serving-{slug}.png")
         groups[name] = rows_as_dicts(summarise(compared))
         page += [f"## {name[0].upper()}{name[1:]}\n", as_markdown(summarise(compared))]
-    page += _broken_lines(deployments, sections)
+    page += [*_unanswered_lines(sections), *_broken_lines(deployments, sections)]
     page += ["", *(f"- {_calibration_text(calibration)}" for calibration in calibrations)]
     write_text(out / "serving.md", "\n".join(page) + "\n")
     fitted = [_calibration_dict(calibration) for calibration in calibrations]
     held = {"groups": groups, "calibrations": fitted, "broken": named_broken(deployments)}
+    held["unanswered"] = _reasons(sections)
     write_text(out / "serving.json", json.dumps(held, indent=2) + "\n")
 
 
@@ -237,7 +241,8 @@ def _print(
     parts: list[RenderableType] = []
     for name, compared in sections.items():
         parts += [f"{name[0].upper()}{name[1:]}", _table(summarise(compared))]
-    lines = [*_broken_lines(deployments, sections), *map(_calibration_text, calibrations)]
+    lines = [*_unanswered_lines(sections), *_broken_lines(deployments, sections)]
+    lines += map(_calibration_text, calibrations)
     show(*parts, *lines, *([f"saved to {out}"] if out else []))
 
 
@@ -248,6 +253,19 @@ def _table(rows: Sequence[GroupError]) -> Table:
         counts = str(row.rows), str(row.unanswered)
         shown.add_row(row.framework, row.model, row.gpu, row.op.upper(), *counts, *errors, signed_percent(row.bias))
     return shown
+
+
+def _reasons(sections: Mapping[str, Sequence[Comparison]]) -> Mapping[str, Sequence[str]]:
+    """Why measurements were not replayed, and their ids."""
+    return without_answer(one for compared in sections.values() for one in compared)
+
+
+def _unanswered_lines(sections: Mapping[str, Sequence[Comparison]]) -> list[str]:
+    reasons = _reasons(sections)
+    if not reasons:
+        return []
+    lines = ["Without an answer, which counts as 100 % off:", ""]
+    return [*lines, *(f"- {len(ids)} x {reason.splitlines()[0]}" for reason, ids in reasons.items()), ""]
 
 
 def _broken_lines(deployments: Sequence[Deployment], sections: Mapping[str, Sequence[Comparison]]) -> list[str]:

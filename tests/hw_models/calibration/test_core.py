@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from moesim.hw_models.calibration.errors import BUCKETS_S, error_buckets, errors_by
+from moesim.hw_models.calibration.errors import BUCKETS_S, error_buckets
 from moesim.hw_models.calibration.fit import Free, Settings, calibrate, fit
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
 from moesim.hw_models.calibration.splits import folds, sample
@@ -104,7 +104,7 @@ def test_groups_are_numbered_by_all_columns_together() -> None:
     assert group_numbers([n, k]).tolist() == [1, 2, 0, 1, 0]
 
 
-def test_errors_come_by_time_and_by_label() -> None:
+def test_errors_come_by_time() -> None:
     measured_s = np.array([10e-6, 10e-6, 50e-6, 1.0])
     predicted_s = measured_s * np.array([1.1, 0.8, 1.5, 1.0])
     buckets = error_buckets(predicted_s, measured_s)
@@ -114,7 +114,4 @@ def test_errors_come_by_time_and_by_label() -> None:
     assert buckets["<30 us"].bias == pytest.approx(-0.05)
     far = buckets["30-100 us"]
     assert (far.rows, far.mean, far.median, far.p90, far.bias) == (1, *[pytest.approx(0.5)] * 4)
-    by = dict(errors_by(np.array([7, 7, 3, 3]), predicted_s, measured_s))
-    assert list(by) == [3, 7]
-    assert by[7].rows == 2
     assert set(error_buckets(predicted_s[:1], measured_s[:1])) == {"all", "<30 us"}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from moesim.errors import DataError
-from moesim.hw_models.calibration.link_readers import read_custom_all_reduce, read_deepep, read_nccl, regrouped
+from moesim.hw_models.calibration.link_readers import read_custom_all_reduce, read_deepep, read_nccl
 from moesim.hw_models.collective_table import COLLECTIVES
 
 
@@ -42,13 +42,12 @@ def test_messages_are_counted_in_elements(nccl):
     assert ring.source.text == "aiconfigurator (NVIDIA), NCCL 1.0 on GPU, collectives of one node"
 
 
-def test_rows_of_one_size_are_one_group_until_regrouped(tmp_path):
+def test_rows_of_one_size_are_one_group(tmp_path):
     rows: dict[str, Any] = {"device": "GPU", "op_name": "all_gather", "nccl_dtype": ["half", "int8", "half", "half"]}
     rows |= {"num_gpus": [2, 4, 2, 8], "message_size": [512, 1024, 1024, 2048], "latency": 0.01}
     write(tmp_path, "nccl", "nccl", rows)
     ring, _ = read_nccl(tmp_path)
     assert ring.group.tolist() == [0, 0, 1, 2]
-    assert regrouped(ring, "ranks").group.tolist() == [0, 1, 0, 2]
 
 
 def test_the_newest_version_is_read(nccl):
@@ -74,6 +73,8 @@ def test_graphs_and_eager_calls_are_apart(tmp_path):
     write(tmp_path, "vllm", "custom_allreduce", rows)
     assert read_custom_all_reduce(tmp_path).table.payload_bytes.tolist() == [1024.0, 2048.0]
     assert read_custom_all_reduce(tmp_path, "vllm_eager").time_s == pytest.approx([20e-6])
+    with pytest.raises(DataError, match=r"comm/vllm/1.0: must hold an all-reduce by sglang"):
+        read_custom_all_reduce(tmp_path, "sglang")
 
 
 @pytest.mark.parametrize("low_latency", [False, True])

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from moesim.errors import DataError
 from moesim.hw_models.calibration.fit import Settings
-from moesim.hw_models.calibration.link_readers import regrouped
 from moesim.hw_models.calibration.links import fit_link, fitted_names, link_price, unseen_times
 from moesim.hw_models.calibration.measured import Measured, Source, group_numbers
 from moesim.hw_models.collective_table import ALL_GATHER, ALL_REDUCE, CollectiveTable
 from moesim.hw_models.parameters import parameters, scaled
 from moesim.hw_models.system import load_system
+from tests.hw_models.calibration.link_groups import regrouped
 
 CHANGES = {"ring.ll.launch": 0.8, "ring.ll128.hop": 0.8, "ring.simple.sustained": 0.9, "in_switch.launch": 1.2}
 QUICK = Settings(starts=3, folds=3, evaluations=60, softness=0.05)
@@ -52,6 +53,13 @@ def test_only_parameters_of_the_calibration_are_touched(measured):
     assert all(name.startswith("deepep.combine") for name in fitted_names(link, "deepep", "deepep.combine"))
     with pytest.raises(KeyError):
         fit_link(link, "nccl", [("exchange", rows)])
+
+
+def test_rows_of_one_size_judge_no_fit(measured):
+    link, rows = measured
+    one = rows.take(np.flatnonzero(rows.table.payload_bytes == 512))
+    with pytest.raises(DataError, match=r"NCCL 1.0 on a GPU, collectives: must be of at least two shapes.*, got 1"):
+        fit_link(link, "nccl", [("", one)], QUICK)
 
 
 def test_a_parameter_that_only_the_rows_left_out_tell_is_not_known(measured):

@@ -80,7 +80,14 @@ def test_pairs_of_tokens_and_experts_are_spread_over_the_activated_ones(folder: 
             EXPERTS.replace(",128,", ",129,"),
             r"moe.csv:4: activated_experts: must be 1 to .* 128, got 129",
         ),
-        ("meta.yaml", "hardware: RTXPRO6000\n", "meta.yaml: must have the keys hardware, gpu, model, vllm_version"),
+        *(
+            (
+                "meta.yaml",
+                text,
+                f"meta.yaml: must have the keys hardware, gpu, model, vllm_version, .* got 'no {missing}",
+            )
+            for text, missing in (("hardware: RTXPRO6000\n", "gpu"), ("- RTXPRO6000\n", "hardware"))
+        ),
     ],
 )
 def test_what_breaks_a_rule_is_refused(folder: Path, file: str, text: str, message: str) -> None:

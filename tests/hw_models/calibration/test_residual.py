@@ -88,8 +88,18 @@ def test_files_keep_models_and_refuse_others(tmp_path: Path) -> None:
     assert np.array_equal(loaded.value, stump("ab").value)
     path.write_bytes(b"no")
     for wrong in (path, tmp_path / "none.npz"):
-        with pytest.raises(DataError, match="must be a file of residuals"):
+        with pytest.raises(DataError, match=r"cannot be read|no such file"):
             load_residual(wrong)
+
+
+def test_archives_of_something_else_are_refused(tmp_path: Path) -> None:
+    path, three = tmp_path / "other.npz", np.zeros(3)
+    whole = dict.fromkeys((f"gemm.bf16.{part}" for part in ("feature", "value", "left", "roots", "range")), three)
+    spoilt = ({"load": three}, whole, whole | {"gemm.bf16.fingerprint": three, "gemm.bf16.range": np.zeros(2)})
+    for arrays in spoilt:
+        np.savez(path, allow_pickle=False, **arrays)
+        with pytest.raises(DataError, match="must be a file of residuals"):
+            load_residual(path)
 
 
 def learned_on_a_step() -> tuple[Plan, Measured[OperatorTable]]:

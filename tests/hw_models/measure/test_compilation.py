@@ -53,7 +53,7 @@ def compiler():
         try:
             cuda.cuda.compile_ptx(memory_kernels.clear_kernel.py_func, (INTS,), cc=TARGET)
         except (OSError, RuntimeError, ImportError) as reason:
-            pytest.skip(f"no CUDA compiler: {reason}")
+            pytest.skip(f"needs NVIDIA's compiler, but no GPU: pip install -e '.[cuda12]' ({reason})")
         yield
 
 

@@ -4,14 +4,18 @@ import csv
 import io
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
-from moesim.hw_models.calibration.measured import Measured, Source
+from moesim.hw_models.calibration.measured import NOT_TUNED, Measured, Source
 from moesim.hw_models.calibration.tables import expert_table, product_table
 from moesim.hw_models.collective_table import COLLECTIVES, CollectiveTable
 from moesim.hw_models.gpu import GPU
+from moesim.reports.style import SUBTLE
+from moesim.reports.validation import kernel_figure
 from moesim.reports.validation.kernel_figure import draw_kernels
 from moesim.reports.validation.kernel_files import MeasuredSet
 from moesim.reports.validation.kernel_prices import (
@@ -62,6 +66,19 @@ def test_balanced_loads_and_drawn_ones_are_told_apart() -> None:
     assert rows[1]["mean_abs_error"] == pytest.approx(0.2)
     assert rows[1]["unseen_mean_abs_error"] == pytest.approx(0.3)
     assert "|vllm bf16|power law|4|median|10.0%|10.0%|30.0%|30.0%|" in as_markdown([apart[1]])
+
+
+def test_rows_that_were_not_tuned_are_grey_and_do_not_count_in_the_headline(tmp_path: Path, monkeypatch) -> None:
+    meant, odd = kernels(FACTORS), kernels(dict.fromkeys(FACTORS, 0.1))
+    odd = replace(odd, measured=replace(odd.measured, labels={NOT_TUNED: np.ones(6, np.bool_)}))
+    assert (meant.is_tuned, odd.is_tuned) == (True, False)
+    save = Mock()
+    monkeypatch.setattr(kernel_figure, "save", save)
+    draw_kernels([meant, odd], tmp_path / "kernels.png")
+    panel = save.call_args.args[0].axes[0]
+    assert panel.texts[0].get_text() == "6 rows (without the grey ones)\nmean |error| 50.0%\nmedian 50.0%"
+    assert len({tuple(series.get_facecolor()[0]) for series in panel.collections[-2:]}) == 2
+    assert tuple(panel.collections[-1].get_facecolor()[0][:3]) == to_rgb(SUBTLE)
 
 
 FACTORS = {ROOFLINE: 0.5, PHYSICS: 1.1, RESIDUAL: 0.98}

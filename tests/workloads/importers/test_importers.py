@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moesim.errors import InputError
+from moesim.errors import DataError, InputError
 from moesim.workloads.importers import FORMATS, ImportOptions, import_routing
 from moesim.workloads.routing_files import read_routing_trace, write_routing_trace
 from moesim.workloads.routing_profile import RoutingProfile
@@ -188,6 +188,11 @@ def test_responses_without_their_prompts(tmp_path: Path) -> None:
     assert (found.phase == DECODE).all()
 
 
+def test_responses_without_a_model_are_of_an_unknown_one(tmp_path: Path) -> None:
+    nameless = response(ids(2).tolist(), 1, 2, model=None)
+    assert trace_of(save(tmp_path / "r.json", nameless), "vllm", ImportOptions(experts=8)).model == "unknown"
+
+
 def test_arrays_saved_offline(tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", a=ids(5).astype(np.int16), b=ids(3, seed=1), prompt_tokens=np.array([2, 3]))
     found = trace_of(tmp_path / "r.npz", "vllm")
@@ -214,6 +219,8 @@ def test_dense_layers_are_left_out(tmp_path: Path) -> None:
         (response("%%%", 1, 2), "choice 0: routed_experts: must be the base64 text of a .npy file"),
         (response(base64.b64encode(pickle.dumps([1])).decode(), 1, 2), "must be the base64 text of a .npy file"),
         (response(npy(np.array([{}])), 1, 2), "must be the base64 text of a .npy file"),
+        (response(ids(2).tolist(), 2**31, 2), "prompt_tokens: must be a whole number >= 0"),
+        (response(ids(2).tolist(), 2**31 - 1, 3), "positions and prompts must be below 2147483648 tokens"),
         (response([[1, 2]], 1, 2), "routed_experts: must be whole numbers with axes [token, layer, k], got (1, 2)"),
         (response(np.zeros((3, 3, 2), int).tolist(), 2, 2), "a token must use each expert once per layer"),
         ({"id": 1}, "response 0: must be a response of vLLM with `choices`"),
@@ -248,7 +255,14 @@ def test_broken_windows(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", other=np.ones(3))
     assert "must hold `expert_load_window`" in message(tmp_path / "w.npz", "vllm-eplb")
     np.savez(tmp_path / "v.npz", expert_load_window=np.ones((1, 2, 4)), physical_to_logical_map=np.ones((2, 5), int))
-    assert "physical_to_logical_map: must be whole numbers >= 0 for (2, 4)" in message(tmp_path / "v.npz", "vllm-eplb")
+    assert "physical_to_logical_map: must be whole numbers for (2, 4)" in message(tmp_path / "v.npz", "vllm-eplb")
+    for expert in (-1, 4, 2**40):
+        owner = np.array([[0, 1, 2, 3], [0, expert, 2, 3]])
+        np.savez(tmp_path / "x.npz", expert_load_window=np.ones((1, 2, 4)), physical_to_logical_map=owner)
+        rule = f"must be logical experts from 0 to 3, no more than physical ones, got {expert}"
+        assert rule in message(tmp_path / "x.npz", "vllm-eplb")
+    np.savez(tmp_path / "y.npz", expert_load_window=np.ones((1, 2, 0)))
+    assert "must hold `expert_load_window`" in message(tmp_path / "y.npz", "vllm-eplb")
     np.savez(tmp_path / "u.npz", expert_load_window=np.ones((1, 2, 4)))
     assert "top_k: must be given" in message(tmp_path / "u.npz", "vllm-eplb", ImportOptions())
 
@@ -290,7 +304,8 @@ def test_records_of_tokens_become_requests(tmp_path: Path) -> None:
 def test_chunks_of_a_prompt_are_one_request_and_ids_become_logical(tmp_path: Path) -> None:
     tokens = ids(4)
     owner = np.stack([np.random.default_rng(layer).permutation(8) for layer in range(4)])
-    records = [record(0, tokens[:2], [0, 1], [2]), record(1, tokens[2:], [2, 3], [2])]
+    idle = record(1, tokens[:0], [])
+    records = [record(0, tokens[:2], [0, 1], [2]), idle, record(2, tokens[2:], [2, 3], [2])]
     path = save(tmp_path / "s.json", {"records": records, "last_physical_to_logical_map": owner.tolist()})
     found = trace_of(path, "sglang")
     assert (len(found.names), found.first_decode_position.tolist()) == (1, [4])
@@ -322,8 +337,17 @@ def test_broken_dumps(tmp_path: Path) -> None:
         ({"other": 3}, "must hold `logical_count`"),
         ({"logical_count": [[1, 2], [3]]}, "logical_count: rows must be equally long"),
     ]
+    other = record(1, ids(1)[:, :2], [2])
+    cases.append(({"records": [record(0, ids(2), [0, 1], [2]), other]}, "all passes must have 4 layers with 8 experts"))
     for document, rule in cases:
         assert rule in message(save(tmp_path / "s.json", document), "sglang")
+
+
+def test_dumps_of_several_models_are_refused(tmp_path: Path) -> None:
+    records = record(0, ids(2), [0, 1], [2]), record(0, ids(2)[:, :2], [0, 1], [2])
+    paths = [save(tmp_path / f"{n}.json", {"records": [one]}) for n, one in enumerate(records)]
+    with pytest.raises(DataError, match=r"1\.json: .*all dumps must be of one model, the first has \(layers, k\)"):
+        import_routing(paths, "sglang", ImportOptions(experts=8))
 
 
 # --- loads and fractions ---------------------------------------------------------------------------------------------

@@ -40,4 +40,4 @@ def test_grouped_products_with_empty_experts(check, expert_tokens, dtype):
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize(("tokens", "experts", "top_k", "skewed"), [(1, 3, 1, True), (3, 4, 2, False), (3, 8, 2, True)])
 def test_expert_networks(check, tokens, experts, top_k, skewed, dtype):
-    check(ExpertFfnBenchmark(ExpertFfn(tokens, experts, top_k, 10, 6, skewed, dtype), TILE))
+    check(ExpertFfnBenchmark(ExpertFfn(tokens, experts, top_k, 10, 6, skewed=skewed, dtype=dtype), TILE))
