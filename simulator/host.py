@@ -11,14 +11,14 @@ class HostTime(NamedTuple):
         ahead: the step is prepared while the devices run the one before.
         exposed_s: of a step, that devices wait for although the host works ahead.
         per_sequence_s: the same, for each sequence of the data-parallel rank that has most.
-        eager_layer_s: launching the kernels of one layer one by one, as in steps with prompts.
+        eager_operator_s: launching one operator from Python, as in steps with prompts.
     """
 
     overhead_s: float = 0.0
     ahead: bool = False
     exposed_s: float = 0.0
     per_sequence_s: float = 0.0
-    eager_layer_s: float = 0.0
+    eager_operator_s: float = 0.0
 
     @property
     def blocks(self) -> bool:
@@ -28,7 +28,7 @@ class HostTime(NamedTuple):
     @property
     def runs_beside(self) -> bool:
         """Whether the host ever works beside the devices."""
-        return self.ahead or self.eager_layer_s > 0
+        return self.ahead or self.eager_operator_s > 0
 
     @property
     def tasks(self) -> int:
@@ -39,7 +39,7 @@ class HostTime(NamedTuple):
         """Before the devices start."""
         return self.exposed_s + self.per_sequence_s * sequences + (0.0 if self.ahead else self.overhead_s)
 
-    def beside_s(self, layers: int, *, has_prompts: bool) -> float:
+    def beside_s(self, operators: int, *, has_prompts: bool) -> float:
         """Beside the devices, which are not done before the host is."""
         ahead_s = self.overhead_s if self.ahead else 0.0
-        return max(ahead_s, self.eager_layer_s * layers if has_prompts else 0.0)
+        return max(ahead_s, self.eager_operator_s * operators if has_prompts else 0.0)

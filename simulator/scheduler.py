@@ -75,10 +75,10 @@ class SchedulerSettings(Config):
         description="host time per prompt token before that, one request after another, to turn text into tokens; 0 "
         "where requests come as tokens",
     )
-    eager_layer_s: Seconds = Field(
+    eager_operator_s: Seconds = Field(
         0.0,
-        description="least time per layer of a step with prompts, the kernels of which are launched one by one instead "
-        "of as a CUDA graph; 0: launches hide behind the devices",
+        description="host time to launch one operator (a few kernels) of a step with prompts from Python instead of as "
+        "a part of a CUDA graph; such a step lasts at least as long as its launches; 0: they hide behind the devices",
     )
     time_scale: dict[TimedKind, PositiveFloat] = Field(
         default_factory=dict,
@@ -127,7 +127,7 @@ class SchedulerSettings(Config):
     @property
     def host(self) -> HostTime:
         """What the host costs a step."""
-        exposed = self.exposed_host_s, self.sequence_host_s, self.eager_layer_s
+        exposed = self.exposed_host_s, self.sequence_host_s, self.eager_operator_s
         return HostTime(self.host_overhead_s, self.async_host, *exposed)
 
 

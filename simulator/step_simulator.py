@@ -79,6 +79,7 @@ class StepSimulator:
         host: what the host does.
         host_rows: positions of the host's times in the cost vector.
         tasks_per_row: int64[row], tasks of the step graph that each row of the cost vector prices.
+        launches: operators and collectives that a step runs on each of the stage's devices.
     """
 
     model: Model
@@ -115,6 +116,8 @@ class StepSimulator:
         self.host_rows = slice(len(self.names) - 3, len(self.names) - 1)
         self._scale = self._time_scale()
         self.tasks_per_row = np.bincount(self.step_graph.source, minlength=len(self.names))
+        graph = self.step_graph.graph
+        self.launches = int(np.count_nonzero((graph.device == self.devices[0]) & (graph.stream >= 0)))
         rows = len(self.names)
         experts = (len(self.plan.experts.layers), self.plan.experts.block.experts) if self.plan.experts else (0, 0)
         counts = np.zeros((len(PHASES), *experts), dtype=np.int64)
@@ -145,7 +148,7 @@ class StepSimulator:
         """Host time before and beside the devices: on the first stage, 0 on the others."""
         if not self.plan.before:
             return 0.0, 0.0
-        beside_s = self.host.beside_s(len(self.layers), has_prompts=not step.decodes.all())
+        beside_s = self.host.beside_s(self.launches, has_prompts=not step.decodes.all())
         return self.host.blocking_s(step.longest_batch), beside_s
 
     @property

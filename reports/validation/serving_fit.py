@@ -37,13 +37,13 @@ CONSTANTS = (
     Constant("time_scale.communication", 1.0, 0.5, 4.0, 0.5),
     Constant("time_scale.prompts", 1.0, 0.5, 4.0, 1.0),
     Constant("exposed_host_s", 2e-4, 0.0, 5e-3, 1e-3),
-    Constant("eager_layer_s", 0.0, 0.0, 1e-2, 2e-3),
+    Constant("eager_operator_s", 0.0, 0.0, 5e-4, 1e-4),
     Constant("request_host_s", 5e-3, 0.0, 0.5, 5e-2),
 )
 """What is fitted: factors on device time by kind of operator and in steps with prompts, host seconds."""
 SPECULATION = Constant("tokens_per_step", 1.85, 1.0, 2.0, 0.2)
 """With rows of speculative decoding, in place of the factor on communication: tokens of a sequence per step."""
-_EAGER_STARTS_S = (0.0, 1e-3, 3e-3)
+_EAGER_STARTS_S = (0.0, 7.5e-5, 2e-4)
 """A floor below the device time has no gradient, so the fit starts from several."""
 FOLDS = 5
 _PRIOR = 0.05
@@ -85,8 +85,8 @@ class Measured:
     @property
     def constants(self) -> list[Constant]:
         """What is fitted to these rows; launches of prompts start from what the engine's preset says of them."""
-        engine = self.settings[0].eager_layer_s
-        known = [one._replace(start=engine) if one.name == "eager_layer_s" else one for one in CONSTANTS]
+        engine = self.settings[0].eager_operator_s
+        known = [one._replace(start=engine) if one.name == "eager_operator_s" else one for one in CONSTANTS]
         if all(deployment.tokens_per_step == 1 for deployment in self.deployments):
             return known
         return [one for one in known if one.name != "time_scale.communication"] + [SPECULATION]
@@ -146,7 +146,7 @@ def fit(measured: Measured) -> dict[str, float]:
     constants = measured.constants
     start, low, high, spread = (np.array(column) for column in zip(*(one[1:] for one in constants), strict=True))
     rows = len(measured.deployments)
-    eager = [one.name for one in constants].index("eager_layer_s")
+    eager = [one.name for one in constants].index("eager_operator_s")
 
     def residuals(steps: Floats) -> Floats:
         values = dict(zip((one.name for one in constants), (start + steps * spread).tolist(), strict=True))

@@ -32,7 +32,7 @@ class ProfileRecorder:
         first = graph.device == stage.devices[0]
         self._tasks = np.flatnonzero(first & (graph.stream >= 0) & (kinds[graph.kind] >= 0))
         self._kind = kinds[graph.kind[self._tasks]]
-        self.layers = len(stage.layers)
+        self.launches = stage.launches
         self.request_host_s = stage.settings.request_host_s
         self.steps: list[tuple[float, ...]] = []
 
@@ -61,7 +61,7 @@ class Profile:
         seconds: float64[row, kind], device time before any scaling.
         sequences: float64[row], of the rank that has most.
         prompts: float64[row], 1 where the step has prompts.
-        layers: of the model.
+        launches: operators and collectives that a step runs on a device.
         between_s: float64[2], what mean TTFT and TPOT hold beside steps: requests on their way to an idle engine.
     """
 
@@ -69,7 +69,7 @@ class Profile:
     seconds: Floats
     sequences: Floats
     prompts: Floats
-    layers: int
+    launches: int
     between_s: Floats
 
     @classmethod
@@ -98,7 +98,7 @@ class Profile:
             one[0, op] = total
             rows.append((one, (mean @ seconds[decodes])[None], np.array([mean @ sequences[decodes]]), np.zeros(1)))
         joined = [np.concatenate([row[column] for row in rows]) for column in range(4)]
-        return cls(joined[0], joined[1], joined[2], joined[3], recorder.layers, between_s)
+        return cls(joined[0], joined[1], joined[2], joined[3], recorder.launches, between_s)
 
     def mean_s(self, settings: SchedulerSettings) -> Floats:
         """float64[2]: mean TTFT and TPOT under the host times and time scales of `settings`."""
@@ -112,8 +112,8 @@ class Profile:
         devices_s = (self.seconds @ scale) * np.where(self.prompts > 0, prompts_scale, 1.0)
         beside_s = np.where(
             self.prompts > 0,
-            host.beside_s(self.layers, has_prompts=True),
-            host.beside_s(self.layers, has_prompts=False),
+            host.beside_s(self.launches, has_prompts=True),
+            host.beside_s(self.launches, has_prompts=False),
         )
         blocking_s = host.blocking_s(0) + host.per_sequence_s * self.sequences
         duration_s: Floats = blocking_s + np.maximum(devices_s, beside_s)

@@ -97,7 +97,7 @@ def _save(path: Path, outcome: Outcome) -> None:
     profile = outcome.profile
     parts = {} if profile is None else {name: getattr(profile, name).astype(np.float32) for name in _PROFILE}
     if profile is not None:
-        parts["layers"] = np.array(profile.layers)
+        parts["launches"] = np.array(profile.launches)
     with whole_file(path) as unfinished:
         np.savez_compressed(unfinished, predicted_s=numbers, **parts)
 
@@ -108,8 +108,8 @@ def _load(path: Path) -> Outcome:
         op: {name: float(value) for name, value in zip(STATISTICS, row, strict=True) if not np.isnan(value)}
         for op, row in zip(OPS, held["predicted_s"], strict=True)
     }
-    if "layers" not in held:
+    if "launches" not in held:
         return Outcome(predicted_s)
     weights, seconds, sequences, prompts, between_s = (held[name].astype(np.float64) for name in _PROFILE)
-    profile = Profile(weights, seconds, sequences, prompts, int(held["layers"]), between_s)
+    profile = Profile(weights, seconds, sequences, prompts, int(held["launches"]), between_s)
     return Outcome(predicted_s, profile=profile)

@@ -338,7 +338,7 @@ def test_axes_have_a_few_labels_whatever_their_range(low, ratio):
 EDITS = {
     "exposed_host_s": 0.002,
     "sequence_host_s": 1e-4,
-    "eager_layer_s": 1e-3,
+    "eager_operator_s": 8e-5,
     "time_scale.attention": 1.7,
     "time_scale.experts": 1.3,
     "time_scale.prompts": 1.5,
