@@ -248,11 +248,13 @@ def _planned_parts(tiles: float, work: Work, kernel: Floats, multiprocessors: fl
     """
     if kernel[PART_KEYS] > 0.0:
         room = np.floor(kernel[PARTS_PER_MULTIPROCESSOR] * multiprocessors / tiles)
-        return max(1.0, min(np.ceil(work.longest / kernel[PART_KEYS]), room))
+        planned: float = max(1.0, min(np.ceil(work.longest / kernel[PART_KEYS]), room))
+        return planned
     if tiles > kernel[SPLIT_TILES]:
         return 1.0
     part_keys = np.ceil(work.longest / (kernel[MAX_SPLITS] * kernel[KEY_TILE])) * kernel[KEY_TILE]
-    return max(1.0, np.ceil(min(work.longest, work.window) / part_keys))
+    with_keys: float = max(1.0, np.ceil(min(work.longest, work.window) / part_keys))
+    return with_keys
 
 
 @njit(cache=True)

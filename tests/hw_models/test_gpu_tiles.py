@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moesim.hw_models import gpu_tiles
+from moesim.hw_models.gpu_columns import Columns
 from moesim.workloads.operator_table import FORMS
 
 WIDTHS = (*range(16, 129, 16), 144, 160, 192)
@@ -74,10 +75,10 @@ def priced(tiles: list[tuple[int, int, int]], m: int, **values: float) -> NDArra
     for name, value in (usual | values).items():
         formats[0, column(name)] = value
     one: Any = lambda value, kind: np.array([value], kind)  # noqa: E731
-    fields = dict.fromkeys(gpu_tiles.Columns._fields, one(0, np.int64))
+    fields: dict[str, Any] = dict.fromkeys(Columns._fields, one(0, np.int64))
     fields |= {"m": one(m, np.int64), "n": one(1024, np.int64), "k": one(4096, np.int64), "groups": one(1, np.int64)}
     fields |= {"form": one(0, np.int8), "weight_dtype": one(0, np.int8)}
-    gpu_tiles.choose(gpu_tiles.Columns(**fields), formats, np.array(tiles, np.int64), float(MULTIPROCESSORS), out)
+    gpu_tiles.choose(Columns(**fields), formats, np.array(tiles, np.int64), float(MULTIPROCESSORS), out)
     line: NDArray[np.float64] = out[0]
     return line
 
