@@ -63,6 +63,12 @@ class AttentionKernel(Config):
         description="Keys of a part, where a kernel splits by their number alone, in the window or not; 0 elsewhere.",
     )
     parts_per_multiprocessor: float = Field(default=8.0, gt=0, description="Most parts for which it does so.")
+    split_tiles: int = Field(
+        default=0,
+        ge=0,
+        description="Most tiles with which a kernel splits the keys of every sequence in `max_splits`; 0 elsewhere.",
+    )
+    resident: float = Field(default=1.0, gt=0, description="Tiles that a multiprocessor runs at a time.")
     split_fill: Fraction = Field(
         default=1 / 1.1,
         description="Share of the multiprocessors that splits of unequal length fill; FlashAttention plans for 0.91.",
@@ -93,6 +99,7 @@ class AttentionKernel(Config):
     kept: Bytes | None = Field(default=None, description="Data that repeated measurements find in L2, B.")
     kept_bandwidth: BytesPerS = Field(default=1e13, gt=0, description="Rate of reading it from there, B/s.")
     merge: Seconds = Field(default=0.0, ge=0, description="Merging the results of split keys, s.")
+    merge_tile: Seconds = Field(default=0.0, ge=0, description="More of it per tile, parts without keys included, s.")
     decode_block: Seconds = Field(
         default=0.0, ge=0, description="Mixed steps: more time per block of keys of a tile that is a decode, s."
     )
@@ -107,6 +114,12 @@ class AttentionKernel(Config):
         description="Mixed steps: tiles that run together, so that heads share what they read, in"
         " multiples of the multiprocessors.",
     )
+
+    @model_validator(mode="after")
+    def _split_in_parts(self) -> "AttentionKernel":
+        if self.split_tiles > 0 and self.max_splits == 0:
+            raise ValueError("split_tiles needs max_splits")
+        return self
 
 
 class AttentionKernels(Config):
@@ -200,6 +213,9 @@ def kernel_row(
         columns.DECODE_BLOCK_S: kernel.decode_block,
         columns.SHARED_BYTES: kernel.shared or 0.0,
         columns.TOGETHER: kernel.together,
+        columns.RESIDENT: kernel.resident,
+        columns.MERGE_TILE_S: kernel.merge_tile,
+        columns.SPLIT_TILES: kernel.split_tiles,
     }
     return [float(values[column]) for column in range(columns.KERNEL_COLUMNS)]
 

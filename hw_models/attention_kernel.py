@@ -65,8 +65,11 @@ PREFILL, DECODE = range(2)
     DECODE_BLOCK_S,
     SHARED_BYTES,
     TOGETHER,
+    SPLIT_TILES,
+    RESIDENT,
+    MERGE_TILE_S,
     KERNEL_COLUMNS,
-) = range(47)
+) = range(50)
 
 _PART_FEATURES = 12
 RESIDUAL_FEATURES = 2 * _PART_FEATURES
@@ -217,14 +220,15 @@ def _tiles_s(first: Work, second: Work, kernel: Floats, multiprocessors: float) 
             continue
         block_s = extra_s + kernel[BLOCK_S] + block_pairs * (work.pair_flops + kernel[SOFTMAX_FLOPS]) * s_per_pair
         tiles = _tiles(work, kernel)
-        parts = _planned_parts(tiles.number, work.longest, kernel, multiprocessors)
+        parts = _planned_parts(tiles.number, work, kernel, multiprocessors)
         count += tiles.number * parts
         blocks_s += tiles.number * tiles.blocks * block_s
         total_s += tiles.number * (parts * tile_s + tiles.blocks * block_s)
         longest_s = max(longest_s, tile_s + tiles.longest_blocks / parts * block_s)
         least_s = max(least_s, block_s)
-        merge_s = max(merge_s, kernel[MERGE_S] if parts > 1.0 else 0.0)
-    waves = count / multiprocessors
+        if parts > 1.0 or tiles.number <= kernel[SPLIT_TILES]:
+            merge_s = max(merge_s, kernel[MERGE_S] + tiles.number * kernel[MERGE_TILE_S])
+    waves = count / (multiprocessors * kernel[RESIDENT])
     waves += kernel[WHOLE_WAVES] * (np.ceil(waves) - waves)
     whole_s: float = max(longest_s, waves * total_s / count) + merge_s
     if kernel[SPLITS_KEYS] == 0.0:
@@ -237,13 +241,21 @@ def _tiles_s(first: Work, second: Work, kernel: Floats, multiprocessors: float) 
 
 
 @njit(cache=True)
-def _planned_parts(tiles: float, longest: float, kernel: Floats, multiprocessors: float) -> float:
-    """Parts in which a tile's keys are cut by their number alone, windows or not, while there is room for them."""
-    if kernel[PART_KEYS] == 0.0:
+def _planned_parts(tiles: float, work: Work, kernel: Floats, multiprocessors: float) -> float:
+    """Parts in which a tile's keys are cut before anything is known of times, of which those with keys count.
+
+    By the number of keys alone, windows or not, while there is room for them; or all sequences alike where tiles are
+    few (vLLM's Triton kernel), whose parts outside the window are empty.
+    """
+    if kernel[PART_KEYS] > 0.0:
+        room = np.floor(kernel[PARTS_PER_MULTIPROCESSOR] * multiprocessors / tiles)
+        planned: float = max(1.0, min(np.ceil(work.longest / kernel[PART_KEYS]), room))
+        return planned
+    if tiles > kernel[SPLIT_TILES]:
         return 1.0
-    room = np.floor(kernel[PARTS_PER_MULTIPROCESSOR] * multiprocessors / tiles)
-    parts: float = max(1.0, min(np.ceil(longest / kernel[PART_KEYS]), room))
-    return parts
+    part_keys = np.ceil(work.longest / (kernel[MAX_SPLITS] * kernel[KEY_TILE])) * kernel[KEY_TILE]
+    with_keys: float = max(1.0, np.ceil(min(work.longest, work.window) / part_keys))
+    return with_keys
 
 
 @njit(cache=True)

@@ -18,6 +18,7 @@ from moesim.hw_models.gpu_products import (
     TensorFormat,
     format_rows,
     launch_rows,
+    traffic_tables,
 )
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost
@@ -131,14 +132,18 @@ class GPU:
     """
 
     def __init__(self, config: GpuConfig, name: str = "gpu") -> None:
-        from moesim.hw_models import attention_kernel, gpu_columns, gpu_kernel
+        from moesim.hw_models import attention_kernel, gpu_columns, gpu_kernel, gpu_tiles
 
         self.config = config
         self.name = name
         self._price_rows = gpu_kernel.price_rows
         self._columns_of = gpu_columns.columns_of
         self._parameters = _parameter_vector(config, gpu_kernel)
-        self._products = gpu_columns.Products(*format_rows(config, gpu_kernel), launch_rows(config))
+        formats, tiles = format_rows(config, gpu_kernel)
+        self._products = gpu_columns.Products(formats, tiles, launch_rows(config), np.zeros((0, 2)))
+        self._traffic = traffic_tables(formats, tiles, gpu_kernel, gpu_tiles)
+        self._chooses = bool(formats[0, :, gpu_kernel.GROUP_SLOWDOWN].any())
+        self._choose = gpu_tiles.choose
         self._valid = _valid_ranges(config)
         self._price_attention: Any = attention_kernel.price_rows
         self._features = attention_kernel.RESIDUAL_FEATURES
@@ -171,13 +176,21 @@ class GPU:
         self._price_rows(
             columns,
             self._parameters,
-            self._products,
+            self._with_tiles(columns),
             self._valid,
             self._residuals,
             attention,
             (cost.time_s, cost.energy_j, cost.bound, cost.extrapolated),
         )
         return cost
+
+    def _with_tiles(self, columns: Any) -> Any:
+        """`gpu_columns.Products`, with the tiles of libraries that choose them by themselves."""
+        if not self._chooses:
+            return self._products
+        chosen = np.zeros((len(columns.m), 2))
+        self._choose(columns, *self._traffic, float(self.config.multiprocessors.value), chosen)
+        return self._products._replace(chosen=chosen)
 
     def stated_errors(self, operators: OperatorTable) -> NDArray[np.float64]:
         """Error that calibrations state of each row's price (see `Processor.stated_errors`).
@@ -257,7 +270,9 @@ class GPU:
         tiles = self._products.tiles[int(row[gpu_kernel.FIRST_TILE]) : int(row[gpu_kernel.END_TILE])]
         shared = [multiprocessors, row[: gpu_kernel.MODEL_COLUMNS]]
         if plane == PLANES.index("gemm"):
-            own = row[list(gpu_kernel.SINGLE_COLUMNS)], tiles[:, : gpu_kernel.TOKENS_PER_EXPERT].ravel()
+            rare = row[list(gpu_kernel.RARE_COLUMNS)]
+            singles = np.append(row[list(gpu_kernel.SINGLE_COLUMNS)], rare if rare.any() else rare[:0])
+            own = singles, tiles[:, : gpu_kernel.TOKENS_PER_EXPERT].ravel()
         else:
             limits = tiles[:, gpu_kernel.TOKENS_PER_EXPERT]
             own = tiles[:, : gpu_kernel.LONE].ravel(), limits[limits < ANY_TOKENS_PER_EXPERT]

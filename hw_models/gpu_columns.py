@@ -10,6 +10,9 @@ from moesim.workloads.operator_table import OperatorTable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Pair = tuple[float, float]
+Shape = tuple[int, int, int, int]
+"""Of a product: m, n, k and how many equal ones there are."""
 
 
 class Columns(NamedTuple):
@@ -77,8 +80,11 @@ class Products(NamedTuple):
     formats: float64[4, weight dtype, FORMAT_COLUMNS], of single products, gated, ungated and sharded expert FFNs.
     tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
     launches: float64[launch, LAUNCH_COLUMNS], of the host in benchmarks, in runs that formats point to.
+    chosen: float64[row, 2], of each row whose library chose its tile by itself, the time of computing and the bytes of
+        rows that its tiles load beyond the tokens, else 0; no rows where no library does.
     """
 
     formats: Floats
     tiles: Ints
     launches: Floats
+    chosen: Floats

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from moesim.hw_models.gpu_columns import Attention, Columns, Floats, Ints, Products, Residuals
+from moesim.hw_models.gpu_columns import Attention, Columns, Floats, Ints, Pair, Products, Residuals, Shape
 
 # Forms and bounds as constants of this module; a test holds them against operator_table.FORMS and processor.BOUNDS.
 GEMM, GROUPED_GEMM, ATTENTION, ELEMENTWISE = range(4)
@@ -23,11 +23,14 @@ S_PER_FLOP, S_PER_PEAK_FLOP, ACTIVATION_BYTES, WEIGHT_BYTES, J_PER_FLOP, LATENCY
 S_PER_MOVED_BYTE, S_PER_L2_BYTE, TILE_LATENCY_S, STEP_LATENCY_S, SPLIT_LATENCY_S, EXPOSED = range(7, 13)
 WAVE_TAIL, CACHED_BYTES, S_PER_QUANTISED_ELEMENT, S_PER_QUANTISED_ROW, MAX_SPLIT, FIRST_TILE = range(13, 19)
 END_TILE, SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS = range(19, 26)
-FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, FORMAT_COLUMNS = range(26, 32)
+FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, S_PER_EMPTY_BYTE, QUANTISED_BY_WARPS = range(26, 33)
+GROUP_SLOWDOWN, UNEVEN_SLOWDOWN, FORMAT_COLUMNS = range(33, 36)
 MODEL_COLUMNS = FIRST_TILE
 """Columns before this one decide the prices of all products in a model."""
 SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
-"""Columns that decide prices of single products in a model besides; those from FIRST_LAUNCH on are of benchmarks."""
+"""Columns that decide prices of single products in a model besides; FIRST_LAUNCH to S_PER_KEPT_BYTE: of benchmarks."""
+RARE_COLUMNS = (S_PER_EMPTY_BYTE, QUANTISED_BY_WARPS, GROUP_SLOWDOWN, UNEVEN_SLOWDOWN)
+"""Columns that decide them too, in the few formats where one is not 0."""
 
 # Expert FFNs are not split along k, and quantised elsewhere; they have two things of their own in these columns:
 # launches more on devices that share experts, and the extra time of a tile that tokens do not fill, in full tiles.
@@ -52,7 +55,7 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _SPLIT_WAVES = 4  # work in more waves than this is never split along k
 _MIN_K = 64.0  # elements of k that a main loop takes at a time
 _PARTIAL_BYTES = 8.0  # a partial sum in fp32, written and read
-_GROUP, _BLOCK_GROUPS = 128, 16  # elements with a scale of their own, and most such groups in a thread block
+_GROUP, _BLOCK_GROUPS, _BLOCK_WARPS = 128, 16, 8  # elements with a scale; most of these, and warps, in a thread block
 _FULL_SHARE = 1.1  # of the L2 that keeps all of some weights, those of which it keeps none
 
 
@@ -127,7 +130,9 @@ def _product(
     m, n, k = columns.m[row], columns.n[row], columns.k[row]
     weight_bytes, moved_bytes = columns.weight_bytes_read[row], columns.read_bytes[row] + columns.write_bytes[row]
     if is_single:
-        price = _gemm(m, n, k, columns.groups[row], weight_bytes, moved_bytes, multiprocessors, fmt, products.tiles)
+        chosen = (products.chosen[row, 0], products.chosen[row, 1]) if products.chosen.size else (0.0, 0.0)
+        shape = (m, n, k, columns.groups[row])
+        price = _gemm(shape, (weight_bytes, moved_bytes), multiprocessors, fmt, products.tiles, chosen)
     else:
         batch = (columns.routed_tokens[row], columns.expert_slots[row], columns.expert_ranks[row])
         work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row], batch)
@@ -322,7 +327,9 @@ def _kept_share(weight_bytes: float, fmt: Floats) -> float:
 @njit(cache=True)
 def _quantise_s(m: int, k: int, groups: int, fmt: Floats) -> float:
     """Turning inputs into another format: elements, rows, and thread blocks of as many groups as divide all of them."""
-    seconds: float = m * groups * (k * fmt[S_PER_QUANTISED_ELEMENT] + fmt[S_PER_QUANTISED_ROW])
+    by_warps = 0.0 < fmt[QUANTISED_BY_WARPS] <= m * groups
+    row_s = fmt[S_PER_QUANTISED_ROW] / (_BLOCK_WARPS if by_warps else 1)
+    seconds: float = m * groups * (k * fmt[S_PER_QUANTISED_ELEMENT] + row_s)
     if fmt[S_PER_QUANTISED_BLOCK] > 0.0:
         scaled, together = m * groups * ((k + _GROUP - 1) // _GROUP), _BLOCK_GROUPS
         while scaled % together:
@@ -332,22 +339,15 @@ def _quantise_s(m: int, k: int, groups: int, fmt: Floats) -> float:
 
 
 @njit(cache=True)
-def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
-    m: int,
-    n: int,
-    k: int,
-    groups: int,
-    weight_bytes: float,
-    moved_bytes: float,
-    multiprocessors: float,
-    fmt: Floats,
-    tiles: Ints,
+def _gemm(
+    shape: Shape, nbytes: Pair, multiprocessors: float, fmt: Floats, tiles: Ints, chosen: Pair
 ) -> tuple[float, int]:
     """A product, and before it the kernel that turns its inputs into another format, if the format has one.
 
     Tiles are limited to some number of tokens. Kernels that go by it switch tiles with growing tokens, mostly to larger
     ones; a product is never faster than one with fewer tokens on the tiles before.
     """
+    (m, n, k, groups), (weight_bytes, moved_bytes) = shape, nbytes
     best_s, compute_s, memory_s = 0.0, 0.0, 0.0
     kept = _kept_share(weight_bytes, fmt)
     weights_s = weight_bytes * ((1.0 - kept) * fmt[S_PER_WEIGHT_BYTE] + kept * fmt[S_PER_KEPT_BYTE])
@@ -360,7 +360,8 @@ def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
         tokens = min(m, limit)
         moved = max(0.0, moved_bytes * (tokens / m) - fmt[CACHED_BYTES])
         bytes_s = weights_s + moved * fmt[S_PER_MOVED_BYTE]
-        total_s, product_s = _split_product(tokens, n, k, groups, bytes_s, multiprocessors, fmt, tiles[first:end])
+        part = (tokens, n, k, groups)
+        total_s, product_s = _split_product(part, bytes_s, multiprocessors, fmt, tiles[first:end], chosen)
         if total_s > best_s:
             best_s, compute_s, memory_s = total_s, product_s, bytes_s
         first, fewer = end, limit
@@ -376,35 +377,39 @@ def _gemm(  # noqa: PLR0913, PLR0917, one row of the table
 
 @njit(cache=True)
 def _split_product(
-    m: int, n: int, k: int, groups: int, bytes_s: float, multiprocessors: float, fmt: Floats, tiles: Ints
-) -> tuple[float, float]:
+    shape: Shape, bytes_s: float, multiprocessors: float, fmt: Floats, tiles: Ints, chosen: Pair
+) -> Pair:
     """Time, and compute time, of the best of all tiles and splits of k: waves of tiles beside DRAM.
 
     A split of k writes and reads partial sums and costs one more pass. Of the shorter of computing and moving, a share
     is not hidden behind the longer. Libraries know nothing of the slowdown of some tiles in a single wave. Tensor cores
-    that are busy for long meet the power limit, which lowers the clock.
+    that are busy for long meet the power limit, which lowers the clock. Rows that tiles load beyond the tokens take
+    time without coming from DRAM. Where the library chose the tile by itself, `chosen` has its time and those bytes.
     """
+    m, n, k, groups = shape
     best_s, best_compute_s = np.inf, 0.0
     for split in _SPLITS:
         if split > 1 and (split > fmt[MAX_SPLIT] or k <= _MIN_K or k < fmt[SPLIT_FROM]):
             break
-        compute_s, slowdown = np.inf, 1.0
-        for tile in range(tiles.shape[0]):
-            together = tiles[tile, TOGETHER]
-            row_tiles = (m + tiles[tile, TILE_M] - 1) // tiles[tile, TILE_M]
-            row_tiles = (row_tiles + together - 1) // together * together
-            count = float(row_tiles * ((n + tiles[tile, TILE_N] - 1) // tiles[tile, TILE_N]) * groups * split)
+        compute_s, slowdown, empty_bytes = chosen[0] if chosen[0] > 0.0 else np.inf, 1.0, chosen[1]
+        for tile in range(tiles.shape[0] if chosen[0] <= 0.0 else 0):
+            tile_m, together = tiles[tile, TILE_M], tiles[tile, TOGETHER]
+            row_tiles = ((m + tile_m - 1) // tile_m + together - 1) // together * together
+            column_tiles = (n + tiles[tile, TILE_N] - 1) // tiles[tile, TILE_N] * groups
+            count = float(row_tiles * column_tiles * split)
             if split > 1 and count > _SPLIT_WAVES * multiprocessors:
                 continue
             tile_s = _k_step_s(tiles[tile], m, multiprocessors, fmt) * max(_MIN_K, k / split) + fmt[TILE_LATENCY_S]
             tiles_s = _waves(count, multiprocessors, fmt) * tile_s
             if tiles_s < compute_s:
                 compute_s = tiles_s
+                empty_bytes = (row_tiles * tile_m - m) * column_tiles * k * fmt[ACTIVATION_BYTES]
                 slowdown = fmt[LONE_SLOWDOWN] if tiles[tile, LONE] and count <= multiprocessors else 1.0
         if compute_s == np.inf:
             break
         compute_s *= slowdown * (1.0 + (fmt[POWER_SLOWDOWN] - 1.0) * compute_s / (compute_s + fmt[BOOST_S]))
         memory_s = bytes_s + (_PARTIAL_BYTES * m * n * groups * split * fmt[S_PER_MOVED_BYTE] if split > 1 else 0.0)
+        memory_s += empty_bytes * fmt[S_PER_EMPTY_BYTE]
         total_s = max(compute_s, memory_s) + fmt[EXPOSED] * min(compute_s, memory_s)
         total_s += fmt[SPLIT_LATENCY_S] if split > 1 else 0.0
         if total_s < best_s:

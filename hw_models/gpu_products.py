@@ -94,6 +94,17 @@ class ProductBenchmark(Config):
     kept_bandwidth: Parameter[BytesPerS] | None = Field(default=None, description="Rate of reading them there, B/s.")
 
 
+class LeastTraffic(Config):
+    """Tiles of a library that takes the one with the least traffic by its own reckoning: DeepGEMM on Hopper."""
+
+    group_slowdown: Parameter[Slowdown] = Field(
+        description="How many times as long tiles of up to 64 rows multiply, which one group of warps does."
+    )
+    uneven_slowdown: Parameter[Slowdown] = Field(
+        description="How many times as long tiles multiply whose columns are an odd multiple of 16."
+    )
+
+
 class ProductKernels(Config):
     """How the kernels of one number format behave; what is left out is as in bf16."""
 
@@ -136,6 +147,13 @@ class ProductKernels(Config):
         default=None, description="How many times as long `lone` tiles take in a single wave; 1 if empty."
     )
     tiles: Tiles = Field(default=(), description="Tiles by growing `tokens`; by default the best of all for a shape.")
+    least_traffic: LeastTraffic | None = Field(
+        default=None, description="How the library chooses among its tiles; the fastest for a shape if empty."
+    )
+    empty_bandwidth: Parameter[BytesPerS] | None = Field(
+        default=None,
+        description="Rate at which tiles load rows beyond the tokens, all together, B/s; unlimited if empty.",
+    )
     vectors: bool | None = Field(
         default=None, description="Whether products of one token have kernels of their own (GEMV), without tiles."
     )
@@ -157,6 +175,11 @@ class TensorFormat(Config):
         default=None, description="Rate at which it reads and writes, B/s."
     )
     quantise_row: Parameter[Seconds] | None = Field(default=None, description="Its time per token, s.")
+    quantise_warps_from: Count | None = Field(
+        default=None,
+        description="Tokens from which each has a warp, eight to a thread block, rather than a thread block of its own:"
+        " its time is then an eighth. Never if empty.",
+    )
     quantise_block: Parameter[Seconds] | None = Field(
         default=None,
         description="Its time per thread block, s; a block takes 16 groups of 128 elements, or as many as divide them.",
@@ -334,9 +357,14 @@ def _product_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any) -> dic
 
     per_byte = 1 / (config.dram_bandwidth.value * value("dram_sustained"))
     splits = config.splits if own.splits is None else own.splits
+    traffic = own.least_traffic or config.least_traffic
     first, end = menu(own.tiles or config.tiles)
     quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
     return _benchmark_columns(config, used, kernel) | {
+        kernel.S_PER_EMPTY_BYTE: 1 / value("empty_bandwidth") if value("empty_bandwidth") else 0.0,
+        kernel.QUANTISED_BY_WARPS: fmt.quantise_warps_from or 0,
+        kernel.GROUP_SLOWDOWN: traffic.group_slowdown.value if traffic else 0.0,
+        kernel.UNEVEN_SLOWDOWN: traffic.uneven_slowdown.value if traffic else 0.0,
         kernel.HAS_VECTORS: bool(config.vectors if own.vectors is None else own.vectors),
         kernel.SPLIT_FROM: _first_of(own.split_from, config.split_from, 0),
         kernel.LONE_SLOWDOWN: value("lone_slowdown") or 1.0,
@@ -364,6 +392,25 @@ def _product_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any) -> dic
         kernel.FIRST_TILE: first,
         kernel.END_TILE: end,
     }
+
+
+def traffic_tables(formats: NDArray[np.float64], tiles: NDArray[np.int64], kernel: Any, own: Any) -> tuple[Any, Any]:
+    """What `gpu_tiles` (`own`) chooses by, of the tables that `gpu_kernel` (`kernel`) has.
+
+    Returns:
+        float64[weight dtype, TRAFFIC_COLUMNS], int64[tile, TILE_COLUMNS].
+    """
+    names = (
+        "S_PER_FLOP", "S_PER_L2_BYTE", "STEP_LATENCY_S", "TILE_LATENCY_S", "WAVE_TAIL", "LONE_SLOWDOWN",
+        "GROUP_SLOWDOWN", "UNEVEN_SLOWDOWN", "ACTIVATION_BYTES", "WEIGHT_BYTES", "FIRST_TILE", "END_TILE",
+    )  # fmt: skip
+    table = np.zeros((formats.shape[1], own.TRAFFIC_COLUMNS))
+    for name in names:
+        table[:, getattr(own, name)] = formats[0, :, getattr(kernel, name)]
+    kept = np.zeros((len(tiles), own.TILE_COLUMNS), np.int64)
+    for mine, theirs in ((own.ROWS, kernel.TILE_M), (own.COLUMNS, kernel.TILE_N), (own.LONE, kernel.LONE)):
+        kept[:, mine] = tiles[:, theirs]
+    return table, kept
 
 
 def _first_of(*values: int | None) -> int:

@@ -50,6 +50,13 @@ _SHORT_PROMPTS = {"bf16": 512, "fp8": 128}
 decodes, in the latent space."""
 _ANY_QUERIES = 2**31
 _BLOCK = ("block", Free(0.5 * US, 1e-3 * US, 20 * US))
+_SPLIT_ALIKE = (
+    ("resident", Free(2.0, 1.0, 16.0)),
+    ("whole_waves", Free(0.5, 1e-3, 1.0)),
+    ("merge", Free(US, 0.01 * US, 20 * US)),
+    ("merge_tile", Free(0.01 * US, 1e-4 * US, US)),
+)
+"""Of a kernel that cuts all sequences alike while tiles are few."""
 _SPLIT_FILL = ("split_fill", Free(0.9, 0.1, 1.0))
 
 
@@ -76,7 +83,8 @@ class Case:
         if "fp8" in self.kernel.cache:
             start = space["sustained"]
             space["sustained"] = Free(start.start, start.low, 2.0)
-        unused = (*self.without, *(() if self.kernel.splits_keys or self.kernel.part_keys else ("merge",)))
+        splits = self.kernel.splits_keys or self.kernel.part_keys or self.kernel.split_tiles
+        unused = (*self.without, *(() if splits else ("merge",)))
         return {name: free for name, free in space.items() if name not in unused}
 
     def rows_of(self, measured: Measured[OperatorTable]) -> NDArray[np.int64]:
@@ -160,7 +168,9 @@ def _flash_attention_2(measured_as: str) -> Iterator[Case]:
 def _flash_infer() -> Iterator[Case]:
     triton = {"head_dim": (129, 192), "measured_as": "vllm_triton_attn"}
     yield _case("Triton, fp8 cache", _FP8, _PREFILL | _WHOLE | {"takes_decodes": True}, **triton)
-    yield _case("Triton, fp8 cache", _FP8, _DECODE | _WHOLE | {"query_tile": 16}, **triton)
+    # Up to 128 tiles, it cuts every sequence in 16 parts; keys of 16 tokens a block (triton_unified_attention.py).
+    split = {"query_tile": 16, "key_tile": 16, "split_tiles": 128, "max_splits": 16, "extra": (_BLOCK, *_SPLIT_ALIKE)}
+    yield _case("Triton, fp8 cache", _FP8, _DECODE | _WHOLE | split, **triton)
     flash = {"head_dim": (1, 256), "measured_as": "vllm_flashinfer"}
     yield _case("FlashInfer, fp8 cache", _FP8, _PREFILL | _WHOLE | {"query_tile": 128}, **flash)
     yield _case("FlashInfer, fp8 cache", _FP8, _DECODE | _PACKED, **flash)

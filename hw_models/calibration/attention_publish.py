@@ -11,13 +11,13 @@ from moesim.workloads.operator_table import OperatorTable
 
 _SECONDS = (
     *("floor", "launch", "launch_per_element", "sequence", "token", "sort", "sort_head", "head"),
-    *("tile", "tile_per_element", "block", "merge", "decode_block"),
+    *("tile", "tile_per_element", "block", "merge", "merge_tile", "decode_block"),
 )
 _UNITS = dict.fromkeys(_SECONDS, "s") | {"kept": "B", "shared": "B", "kept_bandwidth": "B/s"}
 _FOR = ("cache", "latent", "head_dim", "heads_per_kv_head", "window", "query_bits", "queries")
 _LAYOUT = (
     *("query_tile", "key_tile", "packs_heads", "splits_keys", "takes_decodes", "absorbs"),
-    *("max_splits", "part_keys", "scheduled_sequences"),
+    *("max_splits", "part_keys", "split_tiles", "scheduled_sequences"),
 )
 _DIGITS = 4
 

@@ -63,6 +63,7 @@ _COPIES_FIT = "gemm_bf16"
 """The fit that also gives elementwise work its DRAM bandwidth, and its latency where nothing else does."""
 _SINGLE_SETTINGS: dict[str, Any] = {"starts": 6, "evaluations": 40, "softness": 0.02}
 """Of fits to single products: their prices have many local minima, and some rows are long by chance."""
+_TRAFFIC_SLOWDOWN = Free(1.2, 1.0, 2.0)
 _LAUNCH = Free(60 * _US, 5 * _US, 1000 * _US)
 _KEPT = Free(1e8, 1e7, 1.4e8)
 _HIDDEN = ("quantise_latency", "quantise_row", "quantise_block", "step_latency")
@@ -182,6 +183,10 @@ def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: st
         space |= {f"formats.{used}.{name}": free for name, free in _QUANTISE_SPACE.items()}
         if fmt.quantise_block is not None:
             space[f"formats.{used}.quantise_block"] = Free(1e-9, 1e-11, 1e-7)
+    if held.empty_bandwidth is not None:
+        space[f"{own}empty_bandwidth"] = _l2_space(config)
+    if held.least_traffic is not None:
+        space |= {f"{own}least_traffic.{name}": _TRAFFIC_SLOWDOWN for name in type(held.least_traffic).model_fields}
     if held.lone_slowdown is not None:
         space[f"{own}lone_slowdown"] = Free(1.5, 1.0, 4.0)
     repeated = measured.source.publisher == PUBLISHER

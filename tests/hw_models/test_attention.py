@@ -161,6 +161,31 @@ def test_keys_are_cut_by_their_number_while_there_is_room() -> None:
     assert np.subtract(prices, plain) == pytest.approx(np.array([0, 2, 6, 6]) * 20e-6, rel=0.03, abs=1e-9)
 
 
+def test_few_tiles_have_the_keys_of_all_sequences_cut_alike() -> None:
+    alike = {"phase": "decode", "max_splits": 16, "split_tiles": 8, "key_tile": 16, "block": 1e-6, "launch": 0.0}
+    usual = {"phase": "decode", "key_tile": 16, "block": 1e-6, "launch": 0.0}
+    few, many = (attention_table(count, 1, 16 * 1600 - 1, heads=1, kv_heads=1) for count in (8, 9))
+    ratio = seconds(with_kernels(usual), few) / seconds(with_kernels(alike), few)
+    assert 12 < ratio <= 16
+    assert seconds(with_kernels(alike), many) == seconds(with_kernels(usual), many)
+    merged = seconds(with_kernels(alike | {"merge": 1e-5, "merge_tile": 1e-6}), few)
+    assert merged - seconds(with_kernels(alike), few) == pytest.approx(1e-5 + 8e-6, rel=1e-4)
+    inside = attention_table(8, 1, 16 * 1600 - 1, heads=1, kv_heads=1, window=100)  # in one part of 1,600 keys
+    assert seconds(with_kernels(alike), inside) == seconds(with_kernels(usual), inside)
+
+
+def test_multiprocessors_may_run_several_tiles_at_a_time() -> None:
+    table = attention_table(132 * 8, 1, 100, heads=1, kv_heads=1)
+    slow = {"phase": "decode", "tile": 1e-3, "launch": 0.0}
+    one, four = (seconds(with_kernels(slow | {"resident": count}), table) for count in (1.0, 4.0))
+    assert one == pytest.approx(4 * four, rel=0.01)
+
+
+def test_a_kernel_that_cuts_all_sequences_says_in_how_many_parts() -> None:
+    with pytest.raises(ValueError, match="split_tiles needs max_splits"):
+        AttentionKernel.model_validate(with_kernels().config.attention.kernels[0].model_dump() | {"split_tiles": 4})
+
+
 def test_decodes_in_a_prefill_kernel_read_keys_again_for_heads_that_share_them() -> None:
     mixed = {"takes_decodes": True, "sustained": 1.0, "tile": 0.0, "shared": 60e6}
     chunk = attention_table(1, 16, 0, heads=32, kv_heads=8)

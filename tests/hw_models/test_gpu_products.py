@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU, GpuConfig
-from moesim.hw_models.gpu_products import BEST_TILES, HostLaunch, ProductBenchmark, Tile
+from moesim.hw_models.gpu_products import BEST_TILES, HostLaunch, LeastTraffic, ProductBenchmark, Tile
 from moesim.hw_models.parameters import Parameter
 from moesim.workloads.operator_table import OperatorTable
 from tests.conformance.tables import gemm_table
@@ -123,3 +123,36 @@ def test_models_are_known_by_what_decides_prices_in_a_model() -> None:
     assert GPU(base).fingerprint("gemm.bf16") == GPU(benchmark).fingerprint("gemm.bf16")
     assert GPU(plain(split_from=999)).fingerprint("gemm.bf16") != GPU(base).fingerprint("gemm.bf16")
     assert GPU(plain(split_from=999)).fingerprint("experts.bf16") == GPU(base).fingerprint("experts.bf16")
+
+
+def test_many_tokens_are_quantised_by_warps_eight_to_a_block() -> None:
+    config = plain()
+    fmt = config.formats["fp8"].model_copy(update={"quantise_row": number(1e-6)})
+    warps = fmt.model_copy(update={"quantise_warps_from": 2048})
+    work = gemm_table(np.array([1024, 2047, 2048, 4096]), 512, 512, "fp8")
+    with_blocks, with_warps = (
+        seconds(config.model_copy(update={"formats": config.formats | {"fp8": item}}), work) for item in (fmt, warps)
+    )
+    assert with_warps[:2].tolist() == with_blocks[:2].tolist()
+    assert with_blocks[2:] - with_warps[2:] == pytest.approx(np.array([2048, 4096]) * 7 / 8 * 1e-6)
+
+
+def test_rows_that_tiles_load_beyond_the_tokens_take_time() -> None:
+    tiles = (Tile(rows=128, columns=128),)
+    usual, slow = (
+        plain(tiles=tiles, splits=False, exposed=number(1.0), empty_bandwidth=rate) for rate in (None, number(1e12))
+    )
+    work = gemm_table(np.array([128, 129, 256]), 1280, 4096)
+    extra_s = seconds(slow, work) - seconds(usual, work)
+    assert extra_s[[0, 2]].tolist() == [0.0, 0.0]
+    assert extra_s[1] == pytest.approx(127 * 10 * 4096 * 2 / 1e12)
+
+
+def test_a_library_may_choose_tiles_by_their_traffic() -> None:
+    tiles = tuple(Tile(rows=rows, columns=columns) for rows in (64, 128) for columns in (64, 96, 128))
+    slowdowns = LeastTraffic(group_slowdown=number(1.0), uneven_slowdown=number(1.0))
+    work = gemm_table(np.array([1, 64, 100, 4096]), np.array([512, 7168, 7168, 7168]), 4096)
+    fastest, chosen = (plain(tiles=tiles, splits=False, least_traffic=item) for item in (None, slowdowns))
+    assert not np.array_equal(seconds(chosen, work), seconds(fastest, work))
+    assert GPU(chosen).fingerprint("gemm.bf16") != GPU(fastest).fingerprint("gemm.bf16")
+    assert GPU(chosen).fingerprint("experts.bf16") == GPU(fastest).fingerprint("experts.bf16")

@@ -66,8 +66,8 @@ KERNELS = {
         "vllm": HOPPER,
         "sglang": {
             "gemm_bf16": 0.1,
-            "gemm_fp8": 0.11,
-            "gemm_fp8_block": 0.11,
+            "gemm_fp8": 0.1,
+            "gemm_fp8_block": 0.1,
             "experts_bf16": 0.17,
             "ungated_experts_bf16": 0.15,
             "experts_fp8_block": 0.15,
