@@ -64,8 +64,11 @@ PREFILL, DECODE = range(2)
     DECODE_BLOCK_S,
     SHARED_BYTES,
     TOGETHER,
+    IDLE_TILE_S,
+    LATE_S,
+    LATE_BYTES,
     KERNEL_COLUMNS,
-) = range(47)
+) = range(50)
 
 _PART_FEATURES = 12
 RESIDUAL_FEATURES = 2 * _PART_FEATURES
@@ -164,6 +167,7 @@ def _launch_s(first: Work, second: Work, kernel: Floats, multiprocessors: float)
         latency_s += planned * kernel[S_PER_SEQUENCE] + sequences * first.heads * kernel[S_PER_HEAD]
         sorted_s = kernel[S_PER_SORTED_PAIR] + first.heads * kernel[S_PER_SORTED_HEAD]
         latency_s += sorted_s * min(sequences, _SORTED_SEQUENCES) ** 2
+    latency_s += _idle_tiles(first, second, kernel) * kernel[IDLE_TILE_S]
     moved_s = kernel[S_PER_QUERY_BYTE] * query_bytes + kernel[S_PER_KEY_BYTE] * first.key_bytes
     slower_s = max(body_s, memory_s, 1e-30)
     power = kernel[OVERLAP]
@@ -198,10 +202,32 @@ def _reread_s(decode: Work, kernel: Floats, multiprocessors: float) -> float:
     if kernel[SHARED_BYTES] == 0.0 or kernel[PACKS_HEADS] > 0.0 or decode.tokens <= 0.0:
         return 0.0
     group, each = decode.heads / decode.kv_heads, decode.key_bytes / decode.kv_heads
-    reads = min(group, max(1.0, group * decode.sequences / (kernel[TOGETHER] * multiprocessors)))
+    passes = np.ceil(group * decode.sequences / (kernel[TOGETHER] * multiprocessors) - 1e-9)
+    reads = min(group, max(1.0, passes))
     missed = min(1.0, max(0.0, each / kernel[SHARED_BYTES] - 1.0))
     seconds: float = (reads - 1.0) * missed * decode.key_bytes * kernel[S_PER_DRAM_BYTE]
     return seconds
+
+
+@njit(cache=True)
+def _late_s(decode: Work, kernel: Floats, multiprocessors: float) -> float:
+    """How much later the last tiles of a decode end in a model than in a benchmark; 0 in the benchmark."""
+    if kernel[LATE_S] <= 0.0:
+        return 0.0
+    tiles = decode.sequences * (decode.kv_heads if kernel[PACKS_HEADS] > 0.0 else decode.heads)
+    read = 1.0 if kernel[LATE_BYTES] <= 0.0 else min(1.0, decode.key_bytes / kernel[LATE_BYTES])
+    seconds: float = kernel[LATE_S] * min(1.0, tiles / multiprocessors) * read
+    return seconds
+
+
+@njit(cache=True)
+def _idle_tiles(prefill: Work, decode: Work, kernel: Floats) -> float:
+    """Tiles that find nothing to do: a launch has as many for a decode as for a prompt's new tokens."""
+    if decode.tokens <= 0.0 or kernel[PACKS_HEADS] > 0.0:
+        return 0.0
+    longest = np.ceil(prefill.tokens / prefill.sequences / kernel[QUERY_TILE] - 1e-9)
+    idle: float = max(0.0, longest - 1.0) * decode.sequences * decode.heads
+    return idle
 
 
 @njit(cache=True)
@@ -437,9 +463,12 @@ def price_rows(
             chosen[index] = first + len(kernels) if mixed else second if prefill.tokens <= 0.0 else first
             if len(features) > 0:
                 window, line = float(columns.window[row]), features[index]
-                _write_features(decode if prefill.tokens <= 0.0 else prefill, time_s[row], window, line)
+                equal = _equal(decode)
+                _write_features(equal if prefill.tokens <= 0.0 else prefill, time_s[row], window, line)
                 if mixed:
-                    _write_features(decode, time_s[row], window, line[_PART_FEATURES:])
+                    _write_features(equal, time_s[row], window, line[_PART_FEATURES:])
+        if prefill.tokens <= 0.0:
+            time_s[row] += _late_s(decode, kernels[second], multiprocessors)  # after what residuals look at
 
 
 @njit(cache=True)
@@ -452,6 +481,26 @@ def kernels_of_rows(
         _, _, _, first, second = _choice(columns, row, kernels, covers, element_bytes)
         chosen[index, 0], chosen[index, 1] = first[0], second[0]
     return chosen
+
+
+@njit(cache=True)
+def _equal(decode: Work) -> Work:
+    """As many decodes of equal length, which is what learned corrections have seen; as they are where windows cut."""
+    if decode.tokens <= 0.0 or decode.window < decode.longest:
+        return decode
+    mean = decode.pairs / decode.tokens
+    return Work(
+        decode.sequences,
+        decode.tokens,
+        decode.pairs,
+        mean,
+        decode.window,
+        decode.heads,
+        decode.kv_heads,
+        decode.pair_flops,
+        decode.query_bytes,
+        decode.key_bytes,
+    )
 
 
 @njit(cache=True)

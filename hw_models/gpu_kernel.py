@@ -23,11 +23,11 @@ S_PER_FLOP, S_PER_PEAK_FLOP, ACTIVATION_BYTES, WEIGHT_BYTES, J_PER_FLOP, LATENCY
 S_PER_MOVED_BYTE, S_PER_L2_BYTE, TILE_LATENCY_S, STEP_LATENCY_S, SPLIT_LATENCY_S, EXPOSED = range(7, 13)
 WAVE_TAIL, CACHED_BYTES, S_PER_QUANTISED_ELEMENT, S_PER_QUANTISED_ROW, MAX_SPLIT, FIRST_TILE = range(13, 19)
 END_TILE, SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS = range(19, 26)
-FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, FORMAT_COLUMNS = range(26, 32)
+FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, COLD_S, FORMAT_COLUMNS = range(26, 33)
 MODEL_COLUMNS = FIRST_TILE
 """Columns before this one decide the prices of all products in a model."""
 SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
-"""Columns that decide prices of single products in a model besides; those from FIRST_LAUNCH on are of benchmarks."""
+"""Columns that decide prices of single products in a model besides; those from FIRST_LAUNCH on tell benchmarks from models."""
 
 # Expert FFNs are not split along k, and quantised elsewhere; they have two things of their own in these columns:
 # launches more on devices that share experts, and the extra time of a tile that tokens do not fill, in full tiles.
@@ -140,7 +140,7 @@ def _product(
         floor_s = max(columns.flops[row] * fmt[S_PER_PEAK_FLOP], read_s)
         seconds = _corrected_s(seconds, floor_s, features, residuals, model)
     if is_single:
-        seconds = max(seconds, _launch_s(m, n, k, fmt, products.launches))
+        seconds = max(seconds + fmt[COLD_S], _launch_s(m, n, k, fmt, products.launches))
     return seconds, bound
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.files import whole_file
@@ -63,6 +64,18 @@ def replay(deployment: Deployment, runs: Path | None = None) -> Outcome:
     if kept is not None:
         _save(kept, outcome)
     return outcome
+
+
+def request_times(deployment: Deployment) -> dict[str, NDArray[np.float64]]:
+    """Latencies of every request of a deployment that can be simulated, as `request_latencies` names them.
+
+    Raises:
+        InputError: it cannot.
+    """
+    setup = prepare(*load_scenario(deployment.scenario, deployment.assignments))
+    record = serve(setup, build_pipelines(setup))
+    start_s = record.queued_s if deployment.from_queue else record.arrival_s
+    return request_latencies(start_s, record.first_token_s, record.last_token_s, setup.requests.output_tokens)
 
 
 def _simulate(deployment: Deployment, setup: Setup) -> Outcome:
