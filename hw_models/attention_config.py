@@ -114,12 +114,12 @@ class AttentionKernel(Config):
     idle_tile: Seconds = Field(
         default=0.0,
         ge=0,
-        description="Mixed steps: a tile of a decode that has no queries, as a launch has as many for each sequence, s.",
+        description="Mixed steps: a tile of a decode without queries, as a launch has as many for each sequence, s.",
     )
     late: Seconds = Field(
         default=0.0,
         ge=0,
-        description="Decode: how much later than in a benchmark that repeats the kernel its last tiles end in a model, s;"
+        description="Decode: how much later than in a benchmark that repeats it its last tiles end in a model, s;"
         " less by as much as tiles are fewer than multiprocessors, and keys and values less than `late_bytes`.",
     )
     late_bytes: Bytes | None = Field(default=None, description="Keys and values of which that is so, B; any if empty.")

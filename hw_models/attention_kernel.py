@@ -463,10 +463,9 @@ def price_rows(
             chosen[index] = first + len(kernels) if mixed else second if prefill.tokens <= 0.0 else first
             if len(features) > 0:
                 window, line = float(columns.window[row]), features[index]
-                equal = _equal(decode)
-                _write_features(equal if prefill.tokens <= 0.0 else prefill, time_s[row], window, line)
+                _write_features(decode if prefill.tokens <= 0.0 else prefill, time_s[row], window, line)
                 if mixed:
-                    _write_features(equal, time_s[row], window, line[_PART_FEATURES:])
+                    _write_features(decode, time_s[row], window, line[_PART_FEATURES:])
         if prefill.tokens <= 0.0:
             time_s[row] += _late_s(decode, kernels[second], multiprocessors)  # after what residuals look at
 
@@ -484,37 +483,20 @@ def kernels_of_rows(
 
 
 @njit(cache=True)
-def _equal(decode: Work) -> Work:
-    """As many decodes of equal length, which is what learned corrections have seen; as they are where windows cut."""
-    if decode.tokens <= 0.0 or decode.window < decode.longest:
-        return decode
-    mean = decode.pairs / decode.tokens
-    return Work(
-        decode.sequences,
-        decode.tokens,
-        decode.pairs,
-        mean,
-        decode.window,
-        decode.heads,
-        decode.kv_heads,
-        decode.pair_flops,
-        decode.query_bytes,
-        decode.key_bytes,
-    )
-
-
-@njit(cache=True)
 def _write_features(work: Work, time_s: float, window: float, features: Floats) -> None:
     """What a learned correction looks at, of the prefill or the decode part of a row.
 
     Base-2 logarithms of the row's time, sequences, tokens per sequence, longest sequence, heads, KV heads, heads per KV
-    head, pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one).
+    head, pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one). Decodes of
+    unequal length are as many of the mean, which is what corrections have seen.
     """
+    is_equal = work.tokens > work.sequences or work.window < work.longest
+    longest = work.longest if is_equal else work.pairs / max(work.tokens, 1.0)
     quantities = (
         time_s,
         work.sequences,
         work.tokens / max(work.sequences, 1.0),
-        work.longest,
+        longest,
         work.heads,
         work.kv_heads,
         work.heads / work.kv_heads,

@@ -27,7 +27,7 @@ FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, COLD_S, FORMAT_CO
 MODEL_COLUMNS = FIRST_TILE
 """Columns before this one decide the prices of all products in a model."""
 SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
-"""Columns that decide prices of single products in a model besides; those from FIRST_LAUNCH on tell benchmarks from models."""
+"""Columns that decide prices of single products in a model too; those from FIRST_LAUNCH on tell it from benchmarks."""
 
 # Expert FFNs are not split along k, and quantised elsewhere; they have two things of their own in these columns:
 # launches more on devices that share experts, and the extra time of a tile that tokens do not fill, in full tiles.

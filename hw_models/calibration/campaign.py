@@ -119,7 +119,7 @@ def _planned(data: Path, device: str, framework: str, operators: Sequence[str]) 
         yield lambda config: [elementwise_plan(config, layers)]
     if PROFILED_PRODUCTS in operators:
         products = read_cold_products(data, device)
-        yield lambda config: [cold_plan(config, products)]
+        yield partial(_cold_plans, measured=products)
     if PROFILED_EXPERTS in operators:
         experts = read_routed(data, device)
         yield lambda config: [profiled_expert_plan(config, experts)]
@@ -134,6 +134,10 @@ def _mixed_plans(config: GpuConfig, device: str, measured: Measured[OperatorTabl
     if not found:
         raise ConfigError(device, "must have a fitted prefill kernel that takes decodes without packing heads")
     return found
+
+
+def _cold_plans(config: GpuConfig, measured: Measured[OperatorTable]) -> list[Plan]:
+    return [cold_plan(config, measured)]
 
 
 def _late_plans(config: GpuConfig, device: str, measured: Measured[OperatorTable]) -> list[AttentionPlan]:

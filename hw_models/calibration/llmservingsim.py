@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PUBLISHER = "LLMServingSim (KAIST)"
 META = "meta.yaml"
 _S_PER_US = 1e-6
+EXPERTS_KERNELS = "vllm_triton"
+"""Kernels that vLLM 0.19, which was profiled, runs experts with."""
 SAMPLER = "sampler"
 PRODUCTS = {
     "qkv_proj": "qkv",
@@ -175,19 +177,15 @@ def read_cold_products(data: Path, device: str) -> Measured[OperatorTable]:
     for number, profile in enumerate(profiles_of(data, device)):
         experts = OperatorPlan(load_model(str(profile.model))).experts
         least = 0 if experts is None else _TOKENS_PER_EXPERT * experts.slots // experts.block.top_k
-        for part in read_profile(profile):
-            if part.source.kernel.startswith("gemm"):
-                found.append((number, part.take(np.flatnonzero(part.labels["tokens"] >= least))))
+        products = [part for part in read_profile(profile) if part.source.kernel.startswith("gemm")]
+        found += [(number, part.take(np.flatnonzero(part.labels["tokens"] >= least))) for part in products]
     parts = [part for _, part in found]
-    group = group_numbers([np.repeat([one for one, _ in found], list(map(len, parts))), _joined_label(parts, "group")])
+    group = group_numbers(
+        [np.repeat([one for one, _ in found], list(map(len, parts))), np.concatenate([part.group for part in parts])]
+    )
     labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
     time_s = np.concatenate([part.time_s for part in parts])
     return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)
-
-
-def _joined_label(parts: Sequence[Measured[OperatorTable]], name: str) -> Ints:
-    joined: Ints = np.concatenate([getattr(part, name) for part in parts])
-    return joined
 
 
 def stays_in_l2(experts: Measured[OperatorTable]) -> NDArray[np.bool_]:

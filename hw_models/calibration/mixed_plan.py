@@ -1,5 +1,7 @@
-"""Fits of what only attention inside a model tells: mixed steps of a prefill kernel that takes decodes as tiles of its
-own, and decodes that end later than in a benchmark."""
+"""Fits of what only attention inside a model tells.
+
+Mixed steps of a prefill kernel that takes decodes as tiles of its own; decodes that end later than in a benchmark.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +25,6 @@ from moesim.workloads.operator_table import OperatorTable
 _SPACE = {
     "decode_block": Free(0.1 * US, 1e-4 * US, 5 * US),
     "shared": Free(80e6, 2e6, 4e8),
-    "together": Free(1.0, 0.1, 4.0),
     "idle_tile": Free(1e-3 * US, 1e-5 * US, 0.1 * US),
 }
 _LEAST_GROUP = 2

@@ -91,7 +91,8 @@ def read_latencies(folder: Path) -> NDArray[np.float64]:
     """
     rows = _read_requests(folder / "requests.jsonl")
     queued, first, last, outputs = (
-        np.array([row[name] for row in rows]) for name in ("queued_ts", "first_token_ts", "last_token_ts", "output_toks")
+        np.array([row[name] for row in rows])
+        for name in ("queued_ts", "first_token_ts", "last_token_ts", "output_toks")
     )
     if (outputs < 2).any():  # noqa: PLR2004, a first and a last one
         raise DataError(str(folder), "every request must have two output tokens or more")

@@ -72,7 +72,7 @@ def request_times(deployment: Deployment) -> dict[str, NDArray[np.float64]]:
     Raises:
         InputError: it cannot.
     """
-    setup = prepare(*load_scenario(deployment.scenario, deployment.assignments))
+    setup = prepare(*load_scenario(deployment.scenario or {}, deployment.assignments))
     record = serve(setup, build_pipelines(setup))
     start_s = record.queued_s if deployment.from_queue else record.arrival_s
     return request_latencies(start_s, record.first_token_s, record.last_token_s, setup.requests.output_tokens)

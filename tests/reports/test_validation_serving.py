@@ -304,6 +304,7 @@ def test_a_figure_of_predictions_is_the_same_every_time(tmp_path):
 EDITS = {
     "exposed_host_s": 0.002,
     "sequence_host_s": 1e-4,
+    "prompts_host_s": 5e-4,
     "eager_layer_s": 1e-3,
     "time_scale.attention": 1.7,
     "time_scale.experts": 1.3,
