@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Range = tuple[int, int]
-MIXED = ("decode_block", "shared", "together")
+MIXED = ("decode_block", "shared", "together", "idle_tile")
 """Fields that only steps with prefill and decode tell; residuals of other steps do not depend on them."""
-_NOT_PRICED = {"name", "source", "fit", "mixed_fit", "cache", "floor", "kept", "kept_bandwidth", *MIXED}
+LATE = ("late", "late_bytes")
+"""Fields that only decodes inside a model tell; residuals come before them."""
+_NAMES = {"name", "source", "fit", "mixed_fit", "late_fit", "cache"}
+_NOT_PRICED = {*_NAMES, "floor", "kept", "kept_bandwidth", *MIXED, *LATE}
 
 
 class AttentionKernel(Config):
@@ -31,6 +34,7 @@ class AttentionKernel(Config):
     mixed_fit: str | None = Field(
         default=None, description="Prefill: name of the calibration that set the values of mixed steps."
     )
+    late_fit: str | None = Field(default=None, description="Decode: name of the calibration that set `late`.")
     cache: tuple[DTypeName, ...] = Field(description="Formats of keys and values that it reads.")
     latent: bool = Field(default=False, description="It reads one latent key per token for all heads, or rebuilt ones.")
     head_dim: Range = Field(default=(1, 1024), description="Least and greatest elements of a query's head.")
@@ -114,6 +118,18 @@ class AttentionKernel(Config):
         description="Mixed steps: tiles that run together, so that heads share what they read, in"
         " multiples of the multiprocessors.",
     )
+    idle_tile: Seconds = Field(
+        default=0.0,
+        ge=0,
+        description="Mixed steps: a tile of a decode without queries, as a launch has as many for each sequence, s.",
+    )
+    late: Seconds = Field(
+        default=0.0,
+        ge=0,
+        description="Decode: how much later than in a benchmark that repeats it its last tiles end in a model, s;"
+        " less by as much as tiles are fewer than multiprocessors, and keys and values less than `late_bytes`.",
+    )
+    late_bytes: Bytes | None = Field(default=None, description="Keys and values of which that is so, B; any if empty.")
 
     @model_validator(mode="after")
     def _split_in_parts(self) -> "AttentionKernel":
@@ -216,6 +232,9 @@ def kernel_row(
         columns.RESIDENT: kernel.resident,
         columns.MERGE_TILE_S: kernel.merge_tile,
         columns.SPLIT_TILES: kernel.split_tiles,
+        columns.IDLE_TILE_S: kernel.idle_tile,
+        columns.LATE_S: 0.0 if repeated else kernel.late,
+        columns.LATE_BYTES: kernel.late_bytes or 0.0,
     }
     return [float(values[column]) for column in range(columns.KERNEL_COLUMNS)]
 

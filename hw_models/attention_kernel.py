@@ -68,8 +68,11 @@ PREFILL, DECODE = range(2)
     SPLIT_TILES,
     RESIDENT,
     MERGE_TILE_S,
+    IDLE_TILE_S,
+    LATE_S,
+    LATE_BYTES,
     KERNEL_COLUMNS,
-) = range(50)
+) = range(53)
 
 _PART_FEATURES = 12
 RESIDUAL_FEATURES = 2 * _PART_FEATURES
@@ -168,6 +171,7 @@ def _launch_s(first: Work, second: Work, kernel: Floats, multiprocessors: float)
         latency_s += planned * kernel[S_PER_SEQUENCE] + sequences * first.heads * kernel[S_PER_HEAD]
         sorted_s = kernel[S_PER_SORTED_PAIR] + first.heads * kernel[S_PER_SORTED_HEAD]
         latency_s += sorted_s * min(sequences, _SORTED_SEQUENCES) ** 2
+    latency_s += _idle_tiles(first, second, kernel) * kernel[IDLE_TILE_S]
     moved_s = kernel[S_PER_QUERY_BYTE] * query_bytes + kernel[S_PER_KEY_BYTE] * first.key_bytes
     slower_s = max(body_s, memory_s, 1e-30)
     power = kernel[OVERLAP]
@@ -202,10 +206,32 @@ def _reread_s(decode: Work, kernel: Floats, multiprocessors: float) -> float:
     if kernel[SHARED_BYTES] == 0.0 or kernel[PACKS_HEADS] > 0.0 or decode.tokens <= 0.0:
         return 0.0
     group, each = decode.heads / decode.kv_heads, decode.key_bytes / decode.kv_heads
-    reads = min(group, max(1.0, group * decode.sequences / (kernel[TOGETHER] * multiprocessors)))
+    passes = np.ceil(group * decode.sequences / (kernel[TOGETHER] * multiprocessors) - 1e-9)
+    reads = min(group, max(1.0, passes))
     missed = min(1.0, max(0.0, each / kernel[SHARED_BYTES] - 1.0))
     seconds: float = (reads - 1.0) * missed * decode.key_bytes * kernel[S_PER_DRAM_BYTE]
     return seconds
+
+
+@njit(cache=True)
+def _late_s(decode: Work, kernel: Floats, multiprocessors: float) -> float:
+    """How much later the last tiles of a decode end in a model than in a benchmark; 0 in the benchmark."""
+    if kernel[LATE_S] <= 0.0:
+        return 0.0
+    tiles = decode.sequences * (decode.kv_heads if kernel[PACKS_HEADS] > 0.0 else decode.heads)
+    read = 1.0 if kernel[LATE_BYTES] <= 0.0 else min(1.0, decode.key_bytes / kernel[LATE_BYTES])
+    seconds: float = kernel[LATE_S] * min(1.0, tiles / multiprocessors) * read
+    return seconds
+
+
+@njit(cache=True)
+def _idle_tiles(prefill: Work, decode: Work, kernel: Floats) -> float:
+    """Tiles that find nothing to do: a launch has as many for a decode as for a prompt's new tokens."""
+    if decode.tokens <= 0.0 or kernel[PACKS_HEADS] > 0.0:
+        return 0.0
+    longest = np.ceil(prefill.tokens / prefill.sequences / kernel[QUERY_TILE] - 1e-9)
+    idle: float = max(0.0, longest - 1.0) * decode.sequences * decode.heads
+    return idle
 
 
 @njit(cache=True)
@@ -453,6 +479,8 @@ def price_rows(
                 _write_features(decode if prefill.tokens <= 0.0 else prefill, time_s[row], window, line)
                 if mixed:
                     _write_features(decode, time_s[row], window, line[_PART_FEATURES:])
+        if prefill.tokens <= 0.0:
+            time_s[row] += _late_s(decode, kernels[second], multiprocessors)  # after what residuals look at
 
 
 @njit(cache=True)
@@ -472,13 +500,16 @@ def _write_features(work: Work, time_s: float, window: float, features: Floats) 
     """What a learned correction looks at, of the prefill or the decode part of a row.
 
     Base-2 logarithms of the row's time, sequences, tokens per sequence, longest sequence, heads, KV heads, heads per KV
-    head, pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one).
+    head, pairs, bytes, sequences times KV heads; then elements of a head, and the window (0 without one). Decodes of
+    unequal length are as many of the mean, which is what corrections have seen.
     """
+    is_equal = work.tokens > work.sequences or work.window < work.longest
+    longest = work.longest if is_equal else work.pairs / max(work.tokens, 1.0)
     quantities = (
         time_s,
         work.sequences,
         work.tokens / max(work.sequences, 1.0),
-        work.longest,
+        longest,
         work.heads,
         work.kv_heads,
         work.heads / work.kv_heads,

@@ -112,7 +112,7 @@ class GpuConfig(Fitted, ProductKernels):
             raise ValueError("formats must hold bf16")
         if "bf16" in self.grouped_gemm.weight_only:
             raise ValueError("grouped_gemm.weight_only must not hold bf16")
-        named = {name for kernel in self.attention.kernels for name in (kernel.fit, kernel.mixed_fit)}
+        named = {name for kernel in self.attention.kernels for name in (kernel.fit, kernel.mixed_fit, kernel.late_fit)}
         unknown = named - {None, *self.fits}
         if unknown:
             raise ValueError(f"attention.kernels: fit must be one of fits, got {min(map(str, unknown))!r}")

@@ -23,12 +23,12 @@ S_PER_FLOP, S_PER_PEAK_FLOP, ACTIVATION_BYTES, WEIGHT_BYTES, J_PER_FLOP, LATENCY
 S_PER_MOVED_BYTE, S_PER_L2_BYTE, TILE_LATENCY_S, STEP_LATENCY_S, SPLIT_LATENCY_S, EXPOSED = range(7, 13)
 WAVE_TAIL, CACHED_BYTES, S_PER_QUANTISED_ELEMENT, S_PER_QUANTISED_ROW, MAX_SPLIT, FIRST_TILE = range(13, 19)
 END_TILE, SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS = range(19, 26)
-FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, S_PER_EMPTY_BYTE, QUANTISED_BY_WARPS = range(26, 33)
-GROUP_SLOWDOWN, UNEVEN_SLOWDOWN, FORMAT_COLUMNS = range(33, 36)
+FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, COLD_S, S_PER_EMPTY_BYTE = range(26, 33)
+QUANTISED_BY_WARPS, GROUP_SLOWDOWN, UNEVEN_SLOWDOWN, FORMAT_COLUMNS = range(33, 37)
 MODEL_COLUMNS = FIRST_TILE
 """Columns before this one decide the prices of all products in a model."""
 SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
-"""Columns that decide prices of single products in a model besides; FIRST_LAUNCH to S_PER_KEPT_BYTE: of benchmarks."""
+"""Columns that decide prices of single products in a model besides; FIRST_LAUNCH to COLD_S tell it from benchmarks."""
 RARE_COLUMNS = (S_PER_EMPTY_BYTE, QUANTISED_BY_WARPS, GROUP_SLOWDOWN, UNEVEN_SLOWDOWN)
 """Columns that decide them too, in the few formats where one is not 0."""
 
@@ -145,7 +145,7 @@ def _product(
         floor_s = max(columns.flops[row] * fmt[S_PER_PEAK_FLOP], read_s)
         seconds = _corrected_s(seconds, floor_s, features, residuals, model)
     if is_single:
-        seconds = max(seconds, _launch_s(m, n, k, fmt, products.launches))
+        seconds = max(seconds + fmt[COLD_S], _launch_s(m, n, k, fmt, products.launches))
     return seconds, bound
 
 

@@ -146,6 +146,11 @@ class ProductKernels(Config):
     lone_slowdown: Parameter[Slowdown] | None = Field(
         default=None, description="How many times as long `lone` tiles take in a single wave; 1 if empty."
     )
+    cold_start: Parameter[Seconds] | None = Field(
+        default=None,
+        description="Start of a product among other kernels of a model, beyond that in a benchmark which repeats it, s;"
+        " 0 if empty.",
+    )
     tiles: Tiles = Field(default=(), description="Tiles by growing `tokens`; by default the best of all for a shape.")
     least_traffic: LeastTraffic | None = Field(
         default=None, description="How the library chooses among its tiles; the fastest for a shape if empty."
@@ -418,7 +423,7 @@ def _first_of(*values: int | None) -> int:
 
 
 def _benchmark_columns(config: "GpuConfig", used: Format, kernel: Any) -> dict[int, float]:
-    """What a benchmark added and spared; nothing where prices are those of a model."""
+    """What a benchmark added and spared, or a model adds to it."""
     names = list(config.formats)
     first = sum(len(_launches(config, name)) for name in names[: names.index(used)])
     columns = {
@@ -427,6 +432,7 @@ def _benchmark_columns(config: "GpuConfig", used: Format, kernel: Any) -> dict[i
         kernel.COPIES: 0.0,
         kernel.KEPT_BYTES: 0.0,
         kernel.S_PER_KEPT_BYTE: 0.0,
+        kernel.COLD_S: 0.0 if config.repeated else _cold_s(config, used),
     }
     benchmark = benchmark_of(config, used)
     if benchmark is None or not config.repeated or benchmark.kept is None:
@@ -434,6 +440,10 @@ def _benchmark_columns(config: "GpuConfig", used: Format, kernel: Any) -> dict[i
     per_byte = 1 / benchmark.kept_bandwidth.value if benchmark.kept_bandwidth is not None else 0.0
     kept = {kernel.COPIES: benchmark.copies, kernel.KEPT_BYTES: benchmark.kept.value, kernel.S_PER_KEPT_BYTE: per_byte}
     return columns | kept
+
+
+def _cold_s(config: "GpuConfig", used: Format) -> float:
+    return _number(config.formats[used].kernels.cold_start, _number(config.cold_start))
 
 
 def _own_kernels(grouped: GroupedGemm, dtype: str, section: str) -> GroupedKernels:

@@ -113,6 +113,7 @@ KINDS = (
             "attention_gate",
             "delta_norm",
             "mamba_norm",
+            "qk_norm",
             "rope",
             "ffn_norm",
             "output_norm",

@@ -11,6 +11,7 @@ class HostTime(NamedTuple):
         ahead: the step is prepared while the devices run the one before.
         exposed_s: of a step, that devices wait for although the host works ahead.
         per_sequence_s: the same, for each sequence of the data-parallel rank that has most.
+        prompts_s: the same, more of it in a step with prompts.
         eager_operator_s: launching one operator from Python, as in steps with prompts.
     """
 
@@ -18,12 +19,13 @@ class HostTime(NamedTuple):
     ahead: bool = False
     exposed_s: float = 0.0
     per_sequence_s: float = 0.0
+    prompts_s: float = 0.0
     eager_operator_s: float = 0.0
 
     @property
     def blocks(self) -> bool:
         """Whether devices ever wait for the host before a step."""
-        return not self.ahead or self.exposed_s > 0 or self.per_sequence_s > 0
+        return not self.ahead or max(self.exposed_s, self.per_sequence_s, self.prompts_s) > 0
 
     @property
     def runs_beside(self) -> bool:
@@ -35,9 +37,10 @@ class HostTime(NamedTuple):
         """Tasks of the host in a step's graph."""
         return self.blocks + self.runs_beside
 
-    def blocking_s(self, sequences: int) -> float:
+    def blocking_s(self, sequences: int, *, has_prompts: bool) -> float:
         """Before the devices start."""
-        return self.exposed_s + self.per_sequence_s * sequences + (0.0 if self.ahead else self.overhead_s)
+        exposed_s = self.exposed_s + self.per_sequence_s * sequences + (self.prompts_s if has_prompts else 0.0)
+        return exposed_s + (0.0 if self.ahead else self.overhead_s)
 
     def beside_s(self, operators: int, *, has_prompts: bool) -> float:
         """Beside the devices, which are not done before the host is."""

@@ -29,7 +29,8 @@ from moesim.units import Seconds
 
 Framework = Literal["vllm", "sglang", "trtllm"]
 FRAMEWORKS: tuple[str, ...] = get_args(Framework)
-KernelSet = Framework | Literal["vllm_marlin"]
+KernelSet = Framework | Literal["vllm_marlin", "vllm_triton"]
+KERNEL_SETS: tuple[str, ...] = (*FRAMEWORKS, "vllm_marlin", "vllm_triton")
 TimedKind = Literal["attention", "experts", "dense", "communication", "other", "prompts"]
 """What a time scale applies to: kinds of operators, and all operators of steps with prompts."""
 
@@ -65,6 +66,11 @@ class SchedulerSettings(Config):
     )
     sequence_host_s: Seconds = Field(
         0.0, description="the same per sequence of a rank: sampling, bookkeeping, streaming; calibrated, else 0"
+    )
+    prompts_host_s: Seconds = Field(
+        0.0,
+        description="the same, more of it in a step with prompts, which no CUDA graph covers as a whole; calibrated, "
+        "else 0",
     )
     request_host_s: Seconds = Field(
         0.0,
@@ -111,7 +117,8 @@ class SchedulerSettings(Config):
     kernels: KernelSet | None = Field(
         None,
         description="framework whose kernels the devices run, where the device has a set of them; by default those that"
-        " the device describes; vllm_marlin: vLLM's, with MXFP4 experts through Marlin (VLLM_MXFP4_USE_MARLIN=1)",
+        " the device describes; vllm_marlin: vLLM's, with MXFP4 experts through Marlin (VLLM_MXFP4_USE_MARLIN=1); "
+        "vllm_triton: vLLM's, with bf16 experts through Triton's fused kernel, as vLLM 0.19 runs them",
     )
     source: str = Field("", description="where the settings come from")
 
@@ -127,7 +134,7 @@ class SchedulerSettings(Config):
     @property
     def host(self) -> HostTime:
         """What the host costs a step."""
-        exposed = self.exposed_host_s, self.sequence_host_s, self.eager_operator_s
+        exposed = self.exposed_host_s, self.sequence_host_s, self.prompts_host_s, self.eager_operator_s
         return HostTime(self.host_overhead_s, self.async_host, *exposed)
 
 

@@ -148,8 +148,9 @@ class StepSimulator:
         """Host time before and beside the devices: on the first stage, 0 on the others."""
         if not self.plan.before:
             return 0.0, 0.0
-        beside_s = self.host.beside_s(self.launches, has_prompts=not step.decodes.all())
-        return self.host.blocking_s(step.longest_batch), beside_s
+        has_prompts = not step.decodes.all()
+        beside_s = self.host.beside_s(self.launches, has_prompts=has_prompts)
+        return self.host.blocking_s(step.longest_batch, has_prompts=has_prompts), beside_s
 
     @property
     def devices(self) -> range:

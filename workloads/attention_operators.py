@@ -48,12 +48,15 @@ def attention_operators(ctx: Context, block: Attention) -> Iterator[Operator]:
 
 
 def _grouped_query(ctx: Context, attention: GroupedQueryAttention) -> Iterator[Operator]:
-    """Projection, rotary embedding with the cache write, attention, its gate, output projection."""
+    """Projection, norms of queries and keys, rotary embedding with the cache write, attention, its gate, projection."""
     qkv, out = attention.matrices(ctx.model.hidden, ctx.model.dtypes)
     heads, kv_elements = attention.heads // ctx.tp, attention.kv_elements(ctx.tp)
     query = heads * attention.head_dim
     projected = query + (kv_elements // 2 if attention.shared_kv else kv_elements)
     yield _with_repeated_kv_heads(qkv, projected + query * attention.gate, attention.kv_heads, ctx)
+    if attention.qk_norm != "none":
+        normed = query + (kv_elements if attention.shared_kv else kv_elements / 2)
+        yield ctx.moved("qk_norm", normed, normed)
     yield ctx.moved("rope", projected, query + kv_elements)
     window = ctx.windows.index(attention.span)
     pair_flops = 4.0 * heads * attention.head_dim  # a product and a sum, for scores and for values

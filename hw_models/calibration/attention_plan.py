@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import DataError
-from moesim.hw_models.attention_config import MIXED, AttentionKernel
+from moesim.hw_models.attention_config import LATE, MIXED, AttentionKernel
 from moesim.hw_models.calibration.attention_cases import Case, cases, data_file
 from moesim.hw_models.calibration.attention_fit import Gpu, kernel_price
 from moesim.hw_models.calibration.attention_publish import valid_of
@@ -22,8 +22,10 @@ from moesim.workloads.operator_table import OperatorTable
 LEAST_UNLIKE = 0.05
 """A row is left out of a residual if repeating it on the same data changes its price by more: what is off there is off
 of caches that a model never finds warm."""
-_KEPT = (*MIXED, "mixed_fit", "source")
-"""Of a kernel that is fitted anew: what rows of one phase do not tell."""
+
+
+_KEPT = (*MIXED, *LATE, "mixed_fit", "late_fit", "source")
+"""Of a kernel that is fitted anew: what rows of one phase, measured by repeating it, do not tell."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class AttentionPlan:
 
     def representative(self, config: GpuConfig) -> NDArray[np.bool_]:
         """bool[row]: rows that `config` prices alike whether they are repeated on the same data or not."""
-        table = self.measured.table
+        table, config = self.measured.table, _never_late(config)
         repeated, once = (GPU(repeating(config, repeated=value)).price(table).time_s for value in (True, False))
         alike: NDArray[np.bool_] = np.abs(repeated / once - 1) < LEAST_UNLIKE
         return alike
@@ -113,6 +115,11 @@ def repeating(config: GpuConfig, *, repeated: bool) -> GpuConfig:
     """`config` that prices attention as in a benchmark that repeats it, or as in a model."""
     attention = config.attention.model_copy(update={"repeated": repeated})
     return config.model_copy(update={"attention": attention})
+
+
+def _never_late(config: GpuConfig) -> GpuConfig:
+    kernels = tuple(kernel.model_copy(update={"late": 0.0}) for kernel in config.attention.kernels)
+    return config.model_copy(update={"attention": config.attention.model_copy(update={"kernels": kernels})})
 
 
 def gpu_of(config: GpuConfig) -> Gpu:

@@ -11,14 +11,15 @@ from moesim.workloads.operator_table import OperatorTable
 
 _SECONDS = (
     *("floor", "launch", "launch_per_element", "sequence", "token", "sort", "sort_head", "head"),
-    *("tile", "tile_per_element", "block", "merge", "merge_tile", "decode_block"),
+    *("tile", "tile_per_element", "block", "merge", "merge_tile", "decode_block", "idle_tile", "late"),
 )
-_UNITS = dict.fromkeys(_SECONDS, "s") | {"kept": "B", "shared": "B", "kept_bandwidth": "B/s"}
+_UNITS = dict.fromkeys(_SECONDS, "s") | {"kept": "B", "shared": "B", "late_bytes": "B", "kept_bandwidth": "B/s"}
 _FOR = ("cache", "latent", "head_dim", "heads_per_kv_head", "window", "query_bits", "queries")
 _LAYOUT = (
     *("query_tile", "key_tile", "packs_heads", "splits_keys", "takes_decodes", "absorbs"),
     *("max_splits", "part_keys", "split_tiles", "scheduled_sequences"),
 )
+_FITS = ("fit", "mixed_fit", "late_fit")
 _DIGITS = 4
 
 
@@ -26,11 +27,11 @@ def kernel_lines(kernel: AttentionKernel) -> Iterator[str]:
     """The kernel as a YAML list item in flow style; values that are the defaults are left out."""
     defaults = {name: field.default for name, field in AttentionKernel.model_fields.items()}
     given = {name: value for name, value in kernel if value != defaults[name]}
-    head = {name: given.pop(name) for name in ("name", "phase", "source", "fit", "mixed_fit") if name in given}
+    head = {name: given.pop(name) for name in ("name", "phase", "source", *_FITS) if name in given}
     yield f"- name: {_quoted(head['name'])}"
     yield f"  phase: {head['phase']}"
     yield f"  source: {_quoted(head['source'])}"
-    for name in ("fit", "mixed_fit"):
+    for name in _FITS:
         if name in head:
             yield f"  {name}: {head[name]}"
     for names in (_FOR, _LAYOUT, tuple(given)):

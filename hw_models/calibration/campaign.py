@@ -10,10 +10,18 @@ from moesim.files import write_text
 from moesim.hw_models.calibration.aiconfigurator import gpu_folder, read_experts, read_products
 from moesim.hw_models.calibration.attention_plan import AttentionPlan, attention_plans, attention_sets
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Progress, Settings
-from moesim.hw_models.calibration.llmservingsim import read_elementwise
+from moesim.hw_models.calibration.llmservingsim import read_cold_products, read_elementwise, read_routed
 from moesim.hw_models.calibration.measured import Measured
-from moesim.hw_models.calibration.mixed_plan import mixed_plans, read_mixed_steps
-from moesim.hw_models.calibration.plans import Plan, elementwise_plan, expert_plan, expert_sections, product_plan
+from moesim.hw_models.calibration.mixed_plan import late_plans, mixed_plans, read_decode_steps, read_mixed_steps
+from moesim.hw_models.calibration.plans import (
+    Plan,
+    cold_plan,
+    elementwise_plan,
+    expert_plan,
+    expert_sections,
+    product_plan,
+    profiled_expert_plan,
+)
 from moesim.hw_models.calibration.publish import published, with_scalar
 from moesim.hw_models.calibration.residual_fit import LearnedResidual, can_learn, learn_residual
 from moesim.hw_models.device import load_device
@@ -27,7 +35,11 @@ ELEMENTWISE = "elementwise"
 OPERATORS = (*PRODUCTS, *ATTENTION)
 """Parts of a GPU that aiconfigurator measured."""
 MIXED = "mixed_attention"
-FITTED = (*OPERATORS, ELEMENTWISE, MIXED)
+PROFILED_EXPERTS = "profiled_experts"
+PROFILED_DECODES = "profiled_decodes"
+PROFILED_PRODUCTS = "profiled_gemm"
+PROFILED = (ELEMENTWISE, MIXED, PROFILED_EXPERTS, PROFILED_DECODES, PROFILED_PRODUCTS)
+FITTED = (*OPERATORS, *PROFILED)
 """Parts of a GPU that can be fitted; those of links are `links.OPERATORS`."""
 _LONG = ">100 us"
 _FEWEST_ROWS = 300
@@ -106,6 +118,14 @@ def _planned(data: Path, device: str, framework: str, operators: Sequence[str]) 
     if ELEMENTWISE in operators:
         layers = read_elementwise(data, device)
         yield lambda config: [elementwise_plan(config, layers)]
+    if PROFILED_PRODUCTS in operators:
+        products = read_cold_products(data, device)
+        yield partial(_cold_plans, measured=products)
+    if PROFILED_EXPERTS in operators:
+        experts = read_routed(data, device)
+        yield lambda config: [profiled_expert_plan(config, experts)]
+    if PROFILED_DECODES in operators:
+        yield partial(_late_plans, device=device, measured=read_decode_steps(data, device))
     if MIXED in operators:
         yield partial(_mixed_plans, device=device, measured=read_mixed_steps(data, device))
 
@@ -114,6 +134,17 @@ def _mixed_plans(config: GpuConfig, device: str, measured: Measured[OperatorTabl
     found: list[AttentionPlan] = [*mixed_plans(config, measured)]
     if not found:
         raise ConfigError(device, "must have a fitted prefill kernel that takes decodes without packing heads")
+    return found
+
+
+def _cold_plans(config: GpuConfig, measured: Measured[OperatorTable]) -> list[Plan]:
+    return [cold_plan(config, measured)]
+
+
+def _late_plans(config: GpuConfig, device: str, measured: Measured[OperatorTable]) -> list[AttentionPlan]:
+    found: list[AttentionPlan] = [*late_plans(config, measured)]
+    if not found:
+        raise ConfigError(device, "must have a fitted decode kernel for heads that share keys")
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.configs.loader import shipped
 from moesim.errors import DataError, InputError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 PUBLISHER = "LLMServingSim (KAIST)"
 META = "meta.yaml"
 _S_PER_US = 1e-6
+EXPERTS_KERNELS = "vllm_triton"
+"""Kernels that vLLM 0.19, which was profiled, runs experts with."""
 SAMPLER = "sampler"
 PRODUCTS = {
     "qkv_proj": "qkv",
@@ -45,6 +48,10 @@ ELEMENTWISE = {
     SAMPLER: "sampling",
 }
 """Layers that are no products."""
+_L2_BYTES = 128e6
+"""Of the GPU with profiles, the RTX PRO 6000 (data sheet). The profiler runs models of one layer."""
+_TOKENS_PER_EXPERT = 8
+"""On average, for which all experts have tokens."""
 _SAMPLES = ("lm_head", SAMPLER)
 """Layers that run once per sequence."""
 _FILES = {
@@ -130,6 +137,61 @@ def read_elementwise(data: Path, device: str) -> Measured[OperatorTable]:
     group = group_numbers([model, labels["layer"]])
     time_s = np.concatenate([part.time_s for part in parts])
     return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)
+
+
+def read_routed(data: Path, device: str) -> Measured[OperatorTable]:
+    """Experts of all models that were profiled on a device, those whose weights come from DRAM.
+
+    Groups are numbers of activated experts of a model: of few models there is a profile.
+
+    Raises:
+        DataError: as `profiles_of` and `read_profile`, or there are none.
+    """
+    found = [
+        (number, part.take(np.flatnonzero(~stays_in_l2(part))))
+        for number, profile in enumerate(profiles_of(data, device))
+        for part in read_profile(profile)
+        if part.source.kernel.startswith(EXPERTS)
+    ]
+    parts = [part for _, part in found]
+    if not parts:
+        raise DataError(str(data), "must hold moe.csv in profiles of shipped models", 0)
+    active = np.concatenate([(part.table.expert_tokens > 0).sum(axis=1) for part in parts])
+    model = np.repeat([number for number, _ in found], [len(part) for part in parts])
+    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
+    time_s = np.concatenate([part.time_s for part in parts])
+    table = joined_tables([part.table for part in parts])
+    return Measured(table, time_s, group_numbers([model, active]), parts[0].source, labels)
+
+
+def read_cold_products(data: Path, device: str) -> Measured[OperatorTable]:
+    """Single products of all models that were profiled on a device; groups are layers of a shard.
+
+    Of models with experts, only where tokens are enough to reach all of them: the weights of few experts leave those
+    of the products in the L2 cache, as the profiler runs models of one layer.
+
+    Raises:
+        DataError: as `profiles_of` and `read_profile`.
+    """
+    found = []
+    for number, profile in enumerate(profiles_of(data, device)):
+        experts = OperatorPlan(load_model(str(profile.model))).experts
+        least = 0 if experts is None else _TOKENS_PER_EXPERT * experts.slots // experts.block.top_k
+        products = [part for part in read_profile(profile) if part.source.kernel.startswith("gemm")]
+        found += [(number, part.take(np.flatnonzero(part.labels["tokens"] >= least))) for part in products]
+    parts = [part for _, part in found]
+    group = group_numbers(
+        [np.repeat([one for one, _ in found], list(map(len, parts))), np.concatenate([part.group for part in parts])]
+    )
+    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
+    time_s = np.concatenate([part.time_s for part in parts])
+    return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)
+
+
+def stays_in_l2(experts: Measured[OperatorTable]) -> NDArray[np.bool_]:
+    """bool[row]: which rows read weights that L2 may keep from one repetition to the next, unlike those of a model."""
+    kept: NDArray[np.bool_] = experts.table.weight_bytes_read <= _L2_BYTES
+    return kept
 
 
 def _plain(name: str) -> str:

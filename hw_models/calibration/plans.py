@@ -20,7 +20,8 @@ from moesim.hw_models.gpu_products import (
     ProductKernels,
     benchmark_of,
 )
-from moesim.hw_models.parameters import parameters, with_values
+from moesim.hw_models.parameters import Parameter, parameters, with_values
+from moesim.units import Seconds
 from moesim.workloads.operator_table import OperatorTable
 
 T = TypeVar("T", bound=ProductKernels)
@@ -65,6 +66,7 @@ _SINGLE_SETTINGS: dict[str, Any] = {"starts": 6, "evaluations": 40, "softness": 
 """Of fits to single products: their prices have many local minima, and some rows are long by chance."""
 _TRAFFIC_SLOWDOWN = Free(1.2, 1.0, 2.0)
 _LAUNCH = Free(60 * _US, 5 * _US, 1000 * _US)
+_COLD_START = Free(1.5 * _US, 1e-3 * _US, 10 * _US)
 _KEPT = Free(1e8, 1e7, 1.4e8)
 _HIDDEN = ("quantise_latency", "quantise_row", "quantise_block", "step_latency")
 """What small products tell, unless their times are those of the host."""
@@ -133,7 +135,8 @@ class Plan:
     def anchors(self, config: GpuConfig) -> OperatorTable | None:
         """Work that was measured otherwise than it runs in a model, where residuals must leave physics alone."""
         table = self.measured.table
-        measured_s, model_s = (GPU(item).price(table).time_s for item in (self.as_measured(config), config))
+        model = config.model_copy(update={"cold_start": None})  # which comes after residuals
+        measured_s, model_s = (GPU(item).price(table).time_s for item in (self.as_measured(config), model))
         unlike = np.flatnonzero(np.abs(measured_s / model_s - 1) > _LEAST_UNLIKE)
         return table.take(unlike) if len(unlike) else None
 
@@ -160,6 +163,26 @@ class Plan:
             median=stated_error(result.unseen["all"].median),
             valid=self.valid,
         )
+
+
+class ColdPlan(Plan):
+    """A fit of the start of products among other kernels; all else stays, residuals included."""
+
+    @property
+    def residual_name(self) -> str:
+        """None."""
+        return ""
+
+    def run(self, settings: Settings = STANDARD, progress: Progress | None = None) -> FitResult:
+        """Fit, and cross-validate."""
+        return calibrate(self.measured, self.price, self.space, settings, progress)
+
+
+def cold_plan(config: GpuConfig, measured: Measured[OperatorTable]) -> ColdPlan:
+    """The fit of `cold_start` to products that were measured inside an engine."""
+    parameter = Parameter[Seconds](value=0.0, source="not yet fitted")
+    config = config.model_copy(update={"cold_start": config.cold_start or parameter})
+    return ColdPlan("cold_start", measured, config, {"cold_start": _COLD_START}, (), _covered("bf16"), {})
 
 
 def product_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str) -> Plan:
@@ -244,6 +267,15 @@ def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str
     name = f"experts_{dtype}" if section == "weights" else f"{section}_experts_{dtype}"
     valid = _valid(measured.table)
     return Plan(name, measured, config, space, ("grouped_gemm",), _covered(dtype), valid)
+
+
+def profiled_expert_plan(config: GpuConfig, measured: Measured[OperatorTable]) -> Plan:
+    """The fit of expert FFNs that were measured inside an engine, all experts on one rank, with bf16 weights."""
+    config, own = _with_section(config, "weights", "bf16"), "grouped_gemm.weights.bf16."
+    space = {f"{own}sustained": _SUSTAINED} | {f"{own}{name}": free for name, free in _EXPERT_SPACE.items()}
+    space[f"{own}l2_bandwidth"] = _l2_space(config)
+    del space[f"{own}shared_latency"]  # which only several ranks show
+    return Plan("experts_bf16", measured, config, space, ("grouped_gemm",), _covered("bf16"), _valid(measured.table))
 
 
 def elementwise_plan(config: GpuConfig, measured: Measured[OperatorTable]) -> Plan:

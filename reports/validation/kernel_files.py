@@ -16,7 +16,13 @@ from moesim.errors import DataError
 from moesim.hw_models.calibration.aiconfigurator import read_experts, read_products
 from moesim.hw_models.calibration.attention_rows import read_attention, read_latent_attention, read_mixed_attention
 from moesim.hw_models.calibration.link_readers import read_custom_all_reduce, read_deepep, read_nccl
-from moesim.hw_models.calibration.llmservingsim import Profile, find_profiles, read_profile
+from moesim.hw_models.calibration.llmservingsim import (
+    EXPERTS_KERNELS,
+    Profile,
+    find_profiles,
+    read_profile,
+    stays_in_l2,
+)
 from moesim.hw_models.calibration.measured import NOT_TUNED, Measured
 from moesim.workloads.attention_blocks import GroupedQueryAttention
 from moesim.workloads.models import load_model
@@ -180,7 +186,9 @@ def _profile(profile: Profile, operators: Sequence[str]) -> Iterator[MeasuredSet
     assert profile.model is not None  # others are left out
     for measured in read_profile(profile):
         op = _PROFILE_OPS[measured.source.kernel.split()[0]]
-        if op in operators:
+        if op == "moe" and op in operators:
+            yield from _profiled_experts(profile.model, measured)
+        elif op in operators:
             yield MeasuredSet(op, "vllm", profile.model, measured, len(measured))
     first = load_model(profile.model).layers[0].attention
     if "attention" not in operators or not isinstance(first, GroupedQueryAttention):
@@ -192,6 +200,15 @@ def _profile(profile: Profile, operators: Sequence[str]) -> Iterator[MeasuredSet
             measured = replace(measured, source=profile.source(measured.source.kernel))
             model = f"{profile.model} tp{shards}"
             yield MeasuredSet("mixed_attention", "vllm", model, measured, len(measured))
+
+
+def _profiled_experts(model: str, measured: Measured[Any]) -> Iterator[MeasuredSet]:
+    """Experts whose weights come from DRAM, and apart from them those that L2 may keep, of which no fit was made."""
+    kept = stays_in_l2(measured)
+    for name, rows in ((model, ~kept), (f"{model} in L2", kept)):
+        part = measured.take(np.flatnonzero(rows))
+        if len(part):
+            yield MeasuredSet("moe", EXPERTS_KERNELS, name, part, len(part))
 
 
 def _by_tuning(whole: MeasuredSet) -> Iterator[MeasuredSet]:

@@ -7,7 +7,6 @@ are left out, never single rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import replace as dc_replace
 from typing import NamedTuple
 
 import numpy as np
@@ -164,29 +163,3 @@ def fit(measured: Measured) -> dict[str, float]:
     found = min(tried, key=lambda one: float(one.cost))
     fitted = start + found.x * spread
     return {one.name: float(value) for one, value in zip(constants, fitted, strict=True)}
-
-
-HOST_CONSTANTS = ("exposed_host_s", "sequence_host_s")
-_HOST_STARTS_S = (1e-3, 1e-5)
-
-
-def fit_host(deployment: Deployment) -> dict[str, float]:
-    """Exposed host time per step and per sequence of a recorded run, by replaying it with one pair after another.
-
-    The sum of squares of the logarithmic errors of mean and percentiles of TTFT, TPOT and E2E is least. Deterministic.
-    """
-    from scipy.optimize import minimize
-
-    from moesim.reports.validation.serving_replay import replay
-
-    def loss(logs: Floats) -> float:
-        edits = [f"scheduler.{name}={value:.6g}" for name, value in zip(HOST_CONSTANTS, np.exp(logs), strict=True)]
-        outcome = replay(dc_replace(deployment, assignments=(*deployment.assignments, *edits)))
-        predicted_s = outcome.predicted_s or {}
-        measured = deployment.measured_s
-        errors = [predicted_s[op][name] / value for op, values in measured.items() for name, value in values.items()]
-        return float(np.square(np.log(errors)).sum())
-
-    start = np.log(_HOST_STARTS_S)
-    found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 0.02, "fatol": 1e-5, "maxfev": 60})
-    return dict(zip(HOST_CONSTANTS, np.exp(found.x).tolist(), strict=True))

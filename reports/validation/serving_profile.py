@@ -7,6 +7,7 @@ data-parallel ranks nearly so, as waiting for the slowest rank is scaled with th
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -110,12 +111,11 @@ class Profile:
 
     def _mean_s(self, host: Any, scale: Floats, prompts_scale: float) -> Floats:
         devices_s = (self.seconds @ scale) * np.where(self.prompts > 0, prompts_scale, 1.0)
-        beside_s = np.where(
-            self.prompts > 0,
-            host.beside_s(self.launches, has_prompts=True),
-            host.beside_s(self.launches, has_prompts=False),
+        beside_s, blocking_s = (
+            np.where(self.prompts > 0, of(has_prompts=True), of(has_prompts=False))
+            for of in (partial(host.beside_s, self.launches), partial(host.blocking_s, 0))
         )
-        blocking_s = host.blocking_s(0) + host.per_sequence_s * self.sequences
+        blocking_s = blocking_s + host.per_sequence_s * self.sequences
         duration_s: Floats = blocking_s + np.maximum(devices_s, beside_s)
         means: Floats = duration_s @ self.weights
         return means

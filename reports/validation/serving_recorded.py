@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.configs.loader import find
 from moesim.errors import DataError
@@ -65,6 +66,7 @@ def read_run(folder: Path, *, calibrated: bool = True) -> Deployment:
     }
     edits = [f"scheduler.token_budget={engine['max_num_batched_tokens']}"]
     edits.append(f"scheduler.max_num_seqs={engine['max_num_seqs']}")
+    edits.append(f"scheduler.kernels={settings['kernels']['name']}")
     if calibrated:
         edits += [f"scheduler.{name}={value}" for name, value in settings["host"].items()]
     if ranks > 1:
@@ -82,6 +84,22 @@ def read_run(folder: Path, *, calibrated: bool = True) -> Deployment:
         section=SECTION,
         unanswered=None if known else "model or GPU without a shipped configuration",
     )
+
+
+def read_latencies(folder: Path) -> NDArray[np.float64]:
+    """float64[TTFT TPOT E2E, request] of a run, in seconds, in the order in which requests were queued.
+
+    Raises:
+        DataError: as `read_run`, or a request has a single output token.
+    """
+    rows = _read_requests(folder / "requests.jsonl")
+    queued, first, last, outputs = (
+        np.array([row[name] for row in rows])
+        for name in ("queued_ts", "first_token_ts", "last_token_ts", "output_toks")
+    )
+    if (outputs < 2).any():  # noqa: PLR2004, a first and a last one
+        raise DataError(str(folder), "every request must have two output tokens or more")
+    return np.stack([first - queued, (last - first) / (outputs - 1), last - queued])
 
 
 def _read_meta(path: Path) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.files import whole_file
@@ -71,6 +72,18 @@ def _key(deployment: Deployment, setup: Setup) -> str:
     """Hash of all that an outcome depends on: the simulation, and how its requests are counted."""
     counted = deployment.concurrency, deployment.prompts_per_slot, deployment.tokens_per_step, deployment.from_queue
     return hashlib.sha256(f"{setup_key(setup)} {counted}".encode()).hexdigest()[:16]
+
+
+def request_times(deployment: Deployment) -> dict[str, NDArray[np.float64]]:
+    """Latencies of every request of a deployment that can be simulated, as `request_latencies` names them.
+
+    Raises:
+        InputError: it cannot.
+    """
+    setup = prepare(*load_scenario(deployment.scenario or {}, deployment.assignments))
+    record = serve(setup, build_pipelines(setup))
+    start_s = record.queued_s if deployment.from_queue else record.arrival_s
+    return request_latencies(start_s, record.first_token_s, record.last_token_s, setup.requests.output_tokens)
 
 
 def _simulate(deployment: Deployment, setup: Setup) -> Outcome:

@@ -53,6 +53,13 @@ def test_the_host_is_the_least_time_of_a_benchmark() -> None:
     assert seconds(config, large)[0] == seconds(plain(), large)[0] > 4e-3
 
 
+def test_products_start_cold_in_a_model_alone() -> None:
+    work = gemm_table(np.array([1, 100, 8192]), 4096, 4096)
+    cold = {"cold_start": number(2e-6)}
+    assert seconds(plain(**cold), work) - seconds(plain(), work) == pytest.approx(2e-6)
+    assert np.array_equal(seconds(plain(**cold, repeated=True), work), seconds(plain(repeated=True), work))
+
+
 def test_weights_that_a_benchmark_keeps_in_l2_are_read_there() -> None:
     config = plain(benchmark=kept(100), repeated=True)
     work = gemm_table(1, 1024, np.array([4096, 8192, 16_384]))  # six times 8, 17 and 34 MB

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moesim.configs.loader import shipped
@@ -10,7 +11,7 @@ from moesim.hw_models.device import load_device
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.hw_models.system import load_system
 from moesim.simulator.scenario import load_scenario, prepare
-from tests.conformance.tables import attention_table, gemm_table
+from tests.conformance.tables import attention_table, experts_table, gemm_table
 
 
 def config(name: str, kernels: str | None) -> GpuConfig:
@@ -104,3 +105,12 @@ def test_a_broken_set_names_its_place() -> None:
     load_system(document)
     with pytest.raises(ConfigError, match=r"gpu.dram_sustained.value: .*got 2"):
         load_system(document, kernels="sglang")
+
+
+def test_tritons_experts_are_faster_with_many_tokens_and_only_in_bf16() -> None:
+    own, triton = (load_system("rtx-pro-6000-1", kernels=name).device for name in ("vllm", "vllm_triton"))
+    few, many = (experts_table(np.full((1, 64), tokens), 768, 2048) for tokens in (1, 256))
+    assert triton.processor.price(many).time_s[0] < 0.8 * own.processor.price(many).time_s[0]
+    assert triton.processor.price(few).time_s[0] == pytest.approx(own.processor.price(few).time_s[0], rel=0.1)
+    products = gemm_table(64, 4096, 4096)
+    assert np.array_equal(triton.processor.price(products).time_s, own.processor.price(products).time_s)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from moesim.reports.validation.serving_deployment import (
     weighted_statistics,
 )
 from moesim.reports.validation.serving_figure import axis_ticks, draw_predictions
-from moesim.reports.validation.serving_fit import HOST_CONSTANTS, Measured, calibrate, fit, fit_host
+from moesim.reports.validation.serving_fit import Measured, calibrate, fit
+from moesim.reports.validation.serving_host import HOST_CONSTANTS, fit_host
 from moesim.reports.validation.serving_recorded import find_runs, read_run
 from moesim.reports.validation.serving_replay import Outcome, replay, replay_all
 from moesim.reports.validation.serving_silicon import Replay, read_silicon
@@ -338,6 +340,7 @@ def test_axes_have_a_few_labels_whatever_their_range(low, ratio):
 EDITS = {
     "exposed_host_s": 0.002,
     "sequence_host_s": 1e-4,
+    "prompts_host_s": 5e-4,
     "eager_operator_s": 8e-5,
     "time_scale.attention": 1.7,
     "time_scale.experts": 1.3,
@@ -390,22 +393,29 @@ def test_a_single_deployment_is_its_own_test_without_any_constant(small):
 
 
 def test_host_times_of_a_recorded_run_are_found_by_replaying_it(monkeypatch):
-    truth = dict(zip(HOST_CONSTANTS, (3e-3, 4e-5), strict=False))
+    truth = dict(zip(HOST_CONSTANTS, (1e-3, 4e-6, 5e-3), strict=True))
+    sequences, prompts = np.linspace(1, 256, 40), np.linspace(1, 9, 40)
     asked = []
 
-    def answered(deployment: Deployment) -> Outcome:
+    def answered(deployment: Deployment) -> dict[str, Any]:
         values = dict(edit.removeprefix("scheduler.").split("=") for edit in deployment.assignments)
-        step_s, sequence_s = (float(values[name]) for name in truth)
+        step_s, sequence_s, prompt_s = (float(values[name]) for name in HOST_CONSTANTS)
         asked.append(deployment.assignments)
-        return Outcome({"tpot": {"mean": 0.01 + step_s + 64 * sequence_s}, "ttft": {"mean": 0.05 + 4 * step_s}})
+        tpot_s = 0.01 + step_s + sequence_s * sequences
+        ttft_s = 0.05 + 4 * step_s + prompt_s * prompts
+        return {"ttft_s": ttft_s, "tpot_s": tpot_s, "e2e_s": ttft_s + 100 * tpot_s}
 
-    monkeypatch.setattr("moesim.reports.validation.serving_replay.replay", answered)
-    run = deployment_of(assignments=("seed=3", *(f"scheduler.{name}={value}" for name, value in truth.items())))
-    measured = replace(run, assignments=("seed=3",), measured_s=given(answered(run).predicted_s))
-    found = fit_host(measured)
-    assert {name: found[name] for name in truth} == pytest.approx(truth, rel=0.05)
+    run = deployment_of(assignments=("seed=3",))
+    real = answered(replace(run, assignments=tuple(f"scheduler.{name}={value}" for name, value in truth.items())))
+    asked.clear()
+    host = "moesim.reports.validation.serving_host"
+    monkeypatch.setattr(f"{host}.read_run", lambda _folder, **_: run)
+    monkeypatch.setattr(f"{host}.read_latencies", lambda _folder: np.stack(list(real.values())))
+    monkeypatch.setattr(f"{host}.request_times", answered)
+    found = fit_host(Path("run"))
+    assert found == pytest.approx(truth, rel=0.1)
     assert all(assignments[0] == "seed=3" for assignments in asked)
-    assert fit_host(measured) == found
+    assert fit_host(Path("run")) == found
 
 
 def test_outcomes_are_kept_and_found_again(small, tmp_path):

@@ -33,6 +33,16 @@ def test_host_time_per_sequence_counts_sequences(tiny):
     assert more == pytest.approx(0.001 * plain["steps"]["sequences"], rel=1e-9)
 
 
+def test_host_time_of_prompts_stands_before_steps_with_prompts_alone(tiny):
+    settings = {"async_host": True, "exposed_host_s": 0.01}
+    plain, held = (
+        simulate(tiny(scheduler=scheduler(**settings, prompts_host_s=s), concurrency=4)).tables["steps"]
+        for s in (0, 0.002)
+    )
+    more = held["duration_s"] - plain["duration_s"]
+    assert more == pytest.approx(np.where(plain["prefill_tokens"] > 0, 0.002, 0.0), rel=1e-6, abs=1e-12)
+
+
 @pytest.mark.parametrize("async_host", [False, True])
 def test_only_steps_with_prompts_have_a_launch_floor(tiny, async_host):
     settings = scheduler(async_host=async_host, eager_operator_s=0.001)

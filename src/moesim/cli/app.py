@@ -231,13 +231,14 @@ def calibrate(
     measured: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead of --data: a file of `moesim measure`.")
     ] = None,
-    framework: Annotated[str, typer.Option(help="Whose kernels: vllm, sglang or trtllm.")] = "vllm",
+    framework: Annotated[str, typer.Option(help="Whose kernels: vllm, sglang or trtllm; or vllm_triton.")] = "vllm",
     operators: Annotated[
         str,
         typer.Option(
             metavar="LIST",
             help="Of the GPU: gemm (single products), moe (expert FFNs), attention, mla (latent heads); from"
-            " LLMServingSim's profiles: elementwise, mixed_attention. Of its links in a node: nccl, custom_all_reduce,"
+            " LLMServingSim's profiles: elementwise, mixed_attention, and what a model adds, profiled_gemm,"
+            " profiled_decodes, profiled_experts. Of its links in a node: nccl, custom_all_reduce,"
             " deepep. With both, the system goes to FILE-system.yaml.",
         ),
     ] = "gemm,moe",

@@ -15,7 +15,7 @@ from moesim.hw_models.calibration.fit import Progress, Settings
 from moesim.hw_models.calibration.link_campaign import FITS, LinkOutcome, link_campaign
 from moesim.hw_models.calibration.measured_campaign import measured_campaign
 from moesim.hw_models.calibration.residual_fit import LearnedResidual, check_learner
-from moesim.simulator.scheduler import FRAMEWORKS
+from moesim.simulator.scheduler import KERNEL_SETS
 
 _STEPS = 6
 Errors = dict[str, Mapping[str, ErrorSummary]]
@@ -40,8 +40,8 @@ def calibrate_command(
     for path in written:
         check_output("--output", path, ".yaml")
     find("devices", Document("--gpu", gpu))
-    if framework not in FRAMEWORKS:
-        raise InputError("--framework", f"must be one of {', '.join(FRAMEWORKS)}", framework)
+    if framework not in KERNEL_SETS:
+        raise InputError("--framework", f"must be one of {', '.join(KERNEL_SETS)}", framework)
     if residual:
         check_learner()
     settings, errors = Settings(rows=rows), Errors()

@@ -204,20 +204,20 @@ def mixed_plan(config: GpuConfig, truth: dict[str, float]) -> MixedPlan:
 
 
 def test_values_of_mixed_steps_are_found_and_stated() -> None:
-    truth = {"decode_block": 3e-7, "shared": 50e6, "together": 0.5}
+    truth = {"decode_block": 3e-7, "shared": 50e6, "idle_tile": 5e-9}
     plan = mixed_plan(rtx(), truth)
     result = plan.run(QUICK)
     assert result.unseen["all"].mean < 0.02
     fitted = plan.fitted(result)
     kernel = next(kernel for kernel in fitted.attention.kernels if kernel.mixed_fit == plan.name)
     assert kernel.fit == "prefill_fa2_bf16"
-    assert (kernel.shared, kernel.together) == pytest.approx((50e6, 0.5), rel=0.15)
+    assert (kernel.shared, kernel.idle_tile) == pytest.approx((50e6, 5e-9), rel=0.15)
     assert GPU(fitted).stated_errors(mixed_steps()) == pytest.approx(fitted.fits[plan.name].error)
     assert GPU(fitted).fingerprint("attention.prefill_fa2_bf16") == GPU(rtx()).fingerprint("attention.prefill_fa2_bf16")
 
 
 def test_a_prefill_fit_leaves_mixed_steps_alone() -> None:
-    plan = mixed_plan(rtx(), {"decode_block": 3e-7, "shared": 50e6, "together": 0.5})
+    plan = mixed_plan(rtx(), {"decode_block": 3e-7, "shared": 50e6, "idle_tile": 5e-9})
     config = plan.with_values({"shared": 5e7})
     config = config.model_copy(update={"fits": config.fits | {plan.name: next(iter(config.fits.values()))}})
     case = next(case for case in cases("rtx-pro-6000", "vllm") if case.fit == "prefill_fa2_bf16")

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from moesim.errors import DataError, InputError
-from moesim.hw_models.calibration.llmservingsim import find_profiles, profiles_of, read_elementwise, read_profile
+from moesim.hw_models.calibration.llmservingsim import (
+    find_profiles,
+    profiles_of,
+    read_cold_products,
+    read_elementwise,
+    read_profile,
+    read_routed,
+    stays_in_l2,
+)
 from moesim.workloads.operator_table import ELEMENTWISE, GEMM, GROUPED_GEMM
 
 META = "hardware: RTXPRO6000\ngpu: NVIDIA RTX PRO 6000\nmodel: Qwen/Qwen3-30B-A3B-Instruct-2507\nvllm_version: 0.19.0\n"
@@ -118,3 +126,19 @@ def test_profiles_belong_to_the_device_whose_name_theirs_goes_on_from(folder: Pa
     assert [profile.folder for profile in profiles_of(folder.parents[4], "rtx-pro-6000")] == [folder]
     with pytest.raises(DataError, match=r"must hold LLMServingSim's profiles of h200-sxm \(there are: RTXPRO6000\)"):
         profiles_of(folder.parents[4], "h200-sxm")
+
+
+def test_experts_whose_weights_stay_in_l2_tell_nothing_of_a_model(folder: Path) -> None:
+    rows = read_routed(folder, "rtx-pro-6000")
+    assert rows.labels["tokens"].tolist() == [16, 16]  # 8 experts have 75 MB
+    assert len(set(rows.group.tolist())) == 2
+    experts = read(folder)["experts"]
+    assert stays_in_l2(experts).tolist() == [True, False, False]
+
+
+def test_products_beside_few_experts_tell_nothing_of_a_model(folder: Path) -> None:
+    rows = read_cold_products(folder, "rtx-pro-6000")
+    assert set(rows.labels["tokens"].tolist()) == set()
+    text = "layer,tokens,time_us\nqkv_proj,64,20\nqkv_proj,128,30\n"
+    (folder / "tp2" / "dense.csv").write_text(text)
+    assert read_cold_products(folder, "rtx-pro-6000").labels["tokens"].tolist() == [128]
