@@ -95,7 +95,7 @@ class GpuConfig(Fitted, ProductKernels):
     )
     repeated: bool = Field(
         default=False,
-        description="Price single products as in the benchmark that they were fitted to, with what `benchmark` says of"
+        description="Price products as in the benchmark that they were fitted to, with what `benchmark` says of"
         " the host and of the L2 cache. A simulation adds the host itself, and other layers' data come between.",
     )
     default_kernels: str = Field(default="", description="Framework whose kernels the above describes, if measured.")
@@ -139,7 +139,8 @@ class GPU:
         self._columns = gpu_columns.Columns
         self._columns_of = operator.attrgetter(*gpu_columns.Columns._fields)
         self._parameters = _parameter_vector(config, gpu_kernel)
-        self._products = gpu_columns.Products(*format_rows(config, gpu_kernel), launch_rows(config))
+        formats, tiles, tuned = format_rows(config, gpu_kernel)
+        self._products = gpu_columns.Products(formats, tiles, launch_rows(config), tuned)
         self._valid = _valid_ranges(config)
         self._price_attention: Any = attention_kernel.price_rows
         self._features = attention_kernel.RESIDUAL_FEATURES
@@ -261,8 +262,11 @@ class GPU:
         if plane == PLANES.index("gemm"):
             own = row[list(gpu_kernel.SINGLE_COLUMNS)], tiles[:, : gpu_kernel.TOKENS_PER_EXPERT].ravel()
         else:
-            limits = tiles[:, gpu_kernel.TOKENS_PER_EXPERT]
+            limits, narrow = tiles[:, gpu_kernel.TOKENS_PER_EXPERT], np.flatnonzero(tiles[:, gpu_kernel.NARROW])
+            factors = row[list(gpu_kernel.EXPERT_COLUMNS)]
+            tuned = self._products.tuned[int(row[gpu_kernel.FIRST_TUNED]) : int(row[gpu_kernel.END_TUNED])]
             own = tiles[:, : gpu_kernel.LONE].ravel(), limits[limits < ANY_TOKENS_PER_EXPERT]
+            own = *own, narrow, factors[factors > 1.0], tuned.ravel()
         return fingerprint(np.concatenate([*shared, *own]))
 
     def _place(self, model: str) -> tuple[int, int]:

@@ -56,8 +56,10 @@ class Products(NamedTuple):
     formats: float64[4, weight dtype, FORMAT_COLUMNS], of single products, gated, ungated and sharded expert FFNs.
     tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
     launches: float64[launch, LAUNCH_COLUMNS], of the host in benchmarks, in runs that formats point to.
+    tuned: int64[shape, TUNED_COLUMNS], shapes of experts that a library has tuned, by plane and weight format.
     """
 
     formats: Floats
     tiles: Ints
     launches: Floats
+    tuned: Ints
