@@ -224,7 +224,8 @@ class GroupedKernels(Config):
         " 1 if empty.",
     )
     resident_tiles: Parameter[Slowdown] | None = Field(
-        default=None, description="Tiles that run on a multiprocessor at a time and hide each other's latency; 1 if empty."
+        default=None,
+        description="Tiles that run on a multiprocessor at a time and hide each other's latency; 1 if empty.",
     )
     token_passes: Parameter[NonNegative] | None = Field(
         default=None,
@@ -314,9 +315,7 @@ class _Runs:
         return self._places[key]
 
 
-def format_rows(
-    config: "GpuConfig", kernel: Any
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """What `gpu_kernel` prices products by.
 
     Returns:
@@ -331,13 +330,14 @@ def format_rows(
     def shapes(given: Sequence[TunedShapes]) -> tuple[int, int]:
         return tuned.place([(item.experts, outputs) for item in given for outputs in item.outputs])
 
-    made = menu, shapes
-
     rows = [
         [[by[column] for column in range(kernel.FORMAT_COLUMNS)] for by in table]
         for table in (
             [_product_row(config, dtype, kernel, menu) for dtype in DTYPES],
-            *([_expert_row(config, dtype, kernel, made, plane) for dtype in DTYPES] for plane in EXPERT_PLANES),
+            *(
+                [_expert_row(config, dtype, kernel, (menu, shapes), plane) for dtype in DTYPES]
+                for plane in EXPERT_PLANES
+            ),
         )
     ]
     known = np.array(tuned.rows, np.int64).reshape(-1, kernel.TUNED_COLUMNS)
@@ -404,7 +404,7 @@ def _product_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any) -> dic
     splits = config.splits if own.splits is None else own.splits
     first, end = menu(own.tiles or config.tiles)
     quantised = 2.0 + _OPERAND_BYTES[used]  # bytes read and written per element
-    return {kernel.KEPT_LATENCY: 1.0} | _benchmark_columns(config, used, kernel) | {
+    return _benchmark_columns(config, used, kernel) | {
         kernel.HAS_VECTORS: bool(config.vectors if own.vectors is None else own.vectors),
         kernel.SPLIT_FROM: _first_of(own.split_from, config.split_from, 0),
         kernel.LONE_SLOWDOWN: value("lone_slowdown") or 1.0,
@@ -448,6 +448,7 @@ def _benchmark_columns(config: "GpuConfig", used: Format, kernel: Any) -> dict[i
         kernel.COPIES: 0.0,
         kernel.KEPT_BYTES: 0.0,
         kernel.S_PER_KEPT_BYTE: 0.0,
+        kernel.KEPT_LATENCY: 1.0,
     }
     return columns | _kept_columns(config, benchmark_of(config, used), kernel)
 
@@ -480,7 +481,8 @@ def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, made: Any, section
     native = used != "bf16" or dtype in {"bf16", "fp16"}
     sustained = grouped.sustained.get(used, fmt.sustained) if native else grouped.dequantise_sustained
     dram = config.dram_bandwidth.value
-    (first, end), (first_tuned, end_tuned) = (make(given) for make, given in zip(made, (own.tiles, own.tuned), strict=True))
+    menu, shapes = made
+    (first, end), (first_tuned, end_tuned) = menu(own.tiles), shapes(own.tuned)
     columns: dict[int, float] = dict.fromkeys(range(kernel.FORMAT_COLUMNS), 0.0)
     columns |= _kept_columns(config, own.benchmark, kernel)
     return columns | {
