@@ -50,7 +50,7 @@ _DRAWN = (
 )
 """Of expert FFNs, which were measured on ten models or so, and of which many rows are random draws."""
 _SINGLE = (Learner(100, 63, 0.2, 0.0), Learner(100, 63, 0.2, 0.0, "absolute_error"))
-"""Of single products, which were measured on hundreds of shapes. Of several, the better one on unseen shapes is taken."""
+"""Of single products, which were measured on hundreds of shapes. The better one on unseen shapes is taken."""
 
 
 @dataclass(frozen=True)
