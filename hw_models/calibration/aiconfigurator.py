@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 PUBLISHER = "aiconfigurator (NVIDIA)"
 PRODUCT_DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 EXPERT_DTYPES = PRODUCT_DTYPES | {"w4a16_mxfp4": "mxfp4"}
-FOREIGN_SHARE = {
-    "oaitriton": 0.05,
-    "triton": 0.75,
-    "marlin": 0.75,
-    "moe_torch_flow$": 0.75,
-    "flashinferexperts": 0.0,
-    "": 0.05,
-}
+FOREIGN_SHARE = {"oaitriton": 0.05, "triton": 0.75, "marlin": 0.75, "moe_torch_flow$": 0.75, "": 0.05}
 """Share of the traffic of a pair of token and expert that is moved although the expert is on another rank, by what the
 name of the kernel contains ($: ends with), the first that fits. Triton's fused kernel, Marlin and TensorRT-LLM's use of
 OpenAI's kernels keep rows of zeros for such pairs; CUTLASS's sort them out, and so does vLLM's use of OpenAI's. Fitted:
