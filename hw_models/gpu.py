@@ -266,7 +266,8 @@ class GPU:
             factors = row[list(gpu_kernel.EXPERT_COLUMNS)]
             tuned = self._products.tuned[int(row[gpu_kernel.FIRST_TUNED]) : int(row[gpu_kernel.END_TUNED])]
             own = tiles[:, : gpu_kernel.LONE].ravel(), limits[limits < ANY_TOKENS_PER_EXPERT]
-            own = *own, narrow, factors[factors > 1.0], tuned.ravel()
+            # What came later counts where it is something at all, so that older models keep their names.
+            shared += [narrow, factors[: len(factors) * (factors > 1.0).any()], tuned.ravel()]
         return fingerprint(np.concatenate([*shared, *own]))
 
     def _place(self, model: str) -> tuple[int, int]:
