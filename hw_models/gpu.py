@@ -96,7 +96,7 @@ class GpuConfig(Fitted, ProductKernels):
     )
     repeated: bool = Field(
         default=False,
-        description="Price single products as in the benchmark that they were fitted to, with what `benchmark` says of"
+        description="Price products as in the benchmark that they were fitted to, with what `benchmark` says of"
         " the host and of the L2 cache. A simulation adds the host itself, and other layers' data come between.",
     )
     default_kernels: str = Field(default="", description="Framework whose kernels the above describes, if measured.")
@@ -139,8 +139,8 @@ class GPU:
         self._price_rows = gpu_kernel.price_rows
         self._columns_of = gpu_columns.columns_of
         self._parameters = _parameter_vector(config, gpu_kernel)
-        formats, tiles = format_rows(config, gpu_kernel)
-        self._products = gpu_columns.Products(formats, tiles, launch_rows(config), np.zeros((0, 2)))
+        formats, tiles, tuned = format_rows(config, gpu_kernel)
+        self._products = gpu_columns.Products(formats, tiles, launch_rows(config), tuned, np.zeros((0, 2)))
         self._traffic = traffic_tables(formats, tiles, gpu_kernel, gpu_tiles)
         self._chooses = bool(formats[0, :, gpu_kernel.GROUP_SLOWDOWN].any())
         self._choose = gpu_tiles.choose
@@ -274,8 +274,12 @@ class GPU:
             singles = np.append(row[list(gpu_kernel.SINGLE_COLUMNS)], rare if rare.any() else rare[:0])
             own = singles, tiles[:, : gpu_kernel.TOKENS_PER_EXPERT].ravel()
         else:
-            limits = tiles[:, gpu_kernel.TOKENS_PER_EXPERT]
+            limits, narrow = tiles[:, gpu_kernel.TOKENS_PER_EXPERT], np.flatnonzero(tiles[:, gpu_kernel.NARROW])
+            factors = row[list(gpu_kernel.EXPERT_COLUMNS)]
+            tuned = self._products.tuned[int(row[gpu_kernel.FIRST_TUNED]) : int(row[gpu_kernel.END_TUNED])]
             own = tiles[:, : gpu_kernel.LONE].ravel(), limits[limits < ANY_TOKENS_PER_EXPERT]
+            # What came later counts where it is something at all, so that older models keep their names.
+            shared += [narrow, factors[: len(factors) * (factors > 1.0).any()], tuned.ravel()]
         return fingerprint(np.concatenate([*shared, *own]))
 
     def _place(self, model: str) -> tuple[int, int]:

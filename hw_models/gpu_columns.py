@@ -80,6 +80,7 @@ class Products(NamedTuple):
     formats: float64[4, weight dtype, FORMAT_COLUMNS], of single products, gated, ungated and sharded expert FFNs.
     tiles: int64[tile, TILE_COLUMNS], output tiles that kernels use, in runs that formats point to.
     launches: float64[launch, LAUNCH_COLUMNS], of the host in benchmarks, in runs that formats point to.
+    tuned: int64[shape, TUNED_COLUMNS], shapes of experts that a library has tuned, by plane and weight format.
     chosen: float64[row, 2], of each row whose library chose its tile by itself, the time of computing and the bytes of
         rows that its tiles load beyond the tokens, else 0; no rows where no library does.
     """
@@ -87,4 +88,5 @@ class Products(NamedTuple):
     formats: Floats
     tiles: Ints
     launches: Floats
+    tuned: Ints
     chosen: Floats

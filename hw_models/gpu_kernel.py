@@ -24,7 +24,7 @@ S_PER_MOVED_BYTE, S_PER_L2_BYTE, TILE_LATENCY_S, STEP_LATENCY_S, SPLIT_LATENCY_S
 WAVE_TAIL, CACHED_BYTES, S_PER_QUANTISED_ELEMENT, S_PER_QUANTISED_ROW, MAX_SPLIT, FIRST_TILE = range(13, 19)
 END_TILE, SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS = range(19, 26)
 FIRST_LAUNCH, END_LAUNCH, COPIES, KEPT_BYTES, S_PER_KEPT_BYTE, COLD_S, S_PER_EMPTY_BYTE = range(26, 33)
-QUANTISED_BY_WARPS, GROUP_SLOWDOWN, UNEVEN_SLOWDOWN, FORMAT_COLUMNS = range(33, 37)
+QUANTISED_BY_WARPS, GROUP_SLOWDOWN, UNEVEN_SLOWDOWN, KEPT_LATENCY, FORMAT_COLUMNS = range(33, 38)
 MODEL_COLUMNS = FIRST_TILE
 """Columns before this one decide the prices of all products in a model."""
 SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDOWN, BOOST_S, HAS_VECTORS)
@@ -32,9 +32,19 @@ SINGLE_COLUMNS = (SPLIT_FROM, LONE_SLOWDOWN, S_PER_QUANTISED_BLOCK, POWER_SLOWDO
 RARE_COLUMNS = (S_PER_EMPTY_BYTE, QUANTISED_BY_WARPS, GROUP_SLOWDOWN, UNEVEN_SLOWDOWN)
 """Columns that decide them too, in the few formats where one is not 0."""
 
-# Expert FFNs are not split along k, and quantised elsewhere; they have two things of their own in these columns:
-# launches more on devices that share experts, and the extra time of a tile that tokens do not fill, in full tiles.
+# Expert FFNs are not split along k, and quantised elsewhere; they have things of their own in these columns: launches
+# more on devices that share experts, the extra time of a tile that tokens do not fill, in full tiles, what makes
+# weights and tiles slower, and the shapes that a library has tuned.
 SHARED_LATENCY_S, PARTIAL_TILE = SPLIT_LATENCY_S, S_PER_QUANTISED_ROW
+TOKEN_PASSES, RESIDENT_TILES, K_MULTIPLE, N_MULTIPLE = (
+    S_PER_QUANTISED_ELEMENT,
+    BOOST_S,
+    HAS_VECTORS,
+    S_PER_QUANTISED_BLOCK,
+)
+NARROW_SLOWDOWN, UNALIGNED_SLOWDOWN, FIRST_TUNED, END_TUNED = LONE_SLOWDOWN, POWER_SLOWDOWN, FIRST_LAUNCH, END_LAUNCH
+EXPERT_COLUMNS = (NARROW_SLOWDOWN, UNALIGNED_SLOWDOWN, RESIDENT_TILES, K_MULTIPLE, N_MULTIPLE)
+"""Columns that decide prices of expert FFNs besides, where they are not 1."""
 
 # The plane of residuals that holds those of attention.
 ATTENTION_PLANE = 4
@@ -46,7 +56,13 @@ _TILE_ROWS, _TILE_COLUMNS = (64, 64, 128, 256, 128), (64, 128, 256, 128, 192)  #
 _KEPT_FEATURE, _WAVE_FEATURE = 8, 9
 
 # Columns of the table of tiles.
-TOKENS, TILE_M, TILE_N, TOGETHER, LONE, TOKENS_PER_EXPERT, TILE_COLUMNS = range(7)
+TOKENS, TILE_M, TILE_N, TOGETHER, LONE, TOKENS_PER_EXPERT, NARROW, TILE_COLUMNS = range(8)
+BEST_TILES = 10
+"""First rows of the table, of libraries that choose by shape."""
+
+# Columns of the table of tuned shapes: experts on the device, and outputs of one up projection.
+TUNED_EXPERTS, TUNED_N, TUNED_COLUMNS = range(3)
+_ALIGNED_INPUTS = 16  # what strides must be a multiple of, so that Triton loads 16 bytes at a time
 
 # Columns of the table of launches by the host of a benchmark: most m, n and k, what m is a multiple of, and the time.
 LAUNCH_M, LAUNCH_N, LAUNCH_K, LAUNCH_MULTIPLE, LAUNCH_S, LAUNCH_COLUMNS = range(6)
@@ -54,6 +70,8 @@ LAUNCH_M, LAUNCH_N, LAUNCH_K, LAUNCH_MULTIPLE, LAUNCH_S, LAUNCH_COLUMNS = range(
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _SPLIT_WAVES = 4  # work in more waves than this is never split along k
 _MIN_K = 64.0  # elements of k that a main loop takes at a time
+_NARROW_STEPS = 2.0  # of a main loop that takes half a cache line of k at a time, for one of others
+_STATE_BYTES = 4.0  # an element of a hidden state, read and written
 _PARTIAL_BYTES = 8.0  # a partial sum in fp32, written and read
 _GROUP, _BLOCK_GROUPS, _BLOCK_WARPS = 128, 16, 8  # elements with a scale; most of these, and warps, in a thread block
 _FULL_SHARE = 1.1  # of the L2 that keeps all of some weights, those of which it keeps none
@@ -128,7 +146,7 @@ def _product(
     plane, dtype, is_single = _plane(columns, row), columns.weight_dtype[row], columns.form[row] == GEMM
     fmt, multiprocessors = products.formats[plane, dtype], parameters[MULTIPROCESSORS]
     m, n, k = columns.m[row], columns.n[row], columns.k[row]
-    weight_bytes, moved_bytes = columns.weight_bytes_read[row], columns.read_bytes[row] + columns.write_bytes[row]
+    weight_bytes, moved_bytes = _weight_bytes(columns, row, fmt), columns.read_bytes[row] + columns.write_bytes[row]
     if is_single:
         chosen = (products.chosen[row, 0], products.chosen[row, 1]) if products.chosen.size else (0.0, 0.0)
         shape = (m, n, k, columns.groups[row])
@@ -136,10 +154,10 @@ def _product(
     else:
         batch = (columns.routed_tokens[row], columns.expert_slots[row], columns.expert_ranks[row])
         work = (columns.expert_tokens[grouped], n, k, columns.up_matrices[row], batch)
-        price = _experts(work, weight_bytes, moved_bytes, multiprocessors, fmt, products.tiles)
+        price = _experts(work, weight_bytes, moved_bytes, multiprocessors, fmt, products)
     seconds, bound = price
     if model[1] > 0.0:
-        kept = _kept_share(weight_bytes, fmt) if is_single else 0.0
+        kept = _kept_share(weight_bytes, fmt)
         _write_features(columns, row, grouped, seconds, kept, multiprocessors, features)
         read_s = (1.0 - kept) * weight_bytes * parameters[S_PER_PEAK_DRAM_BYTE]
         floor_s = max(columns.flops[row] * fmt[S_PER_PEAK_FLOP], read_s)
@@ -191,8 +209,8 @@ def feature_rows(
     grouped = -1
     for row in range(columns.m.size):
         grouped += columns.form[row] == GROUPED_GEMM
-        fmt = formats[0, columns.weight_dtype[row]]
-        kept = _kept_share(columns.weight_bytes_read[row], fmt) if columns.form[row] == GEMM else 0.0
+        fmt = formats[_plane(columns, row), columns.weight_dtype[row]]
+        kept = _kept_share(_weight_bytes(columns, row, fmt), fmt)
         _write_features(columns, row, grouped, physics_s[row], kept, multiprocessors, features[row])
 
 
@@ -233,6 +251,7 @@ def _write_features(
         aligned *= 2
     features[8] = np.log2(float(aligned))
     features[9] = np.log2(max(1.0, columns.routed_tokens[row]))
+    features[10] = kept
 
 
 @njit(cache=True)
@@ -282,14 +301,17 @@ def _elementwise(dram_bytes: float, cached_bytes: float, parameters: Floats) -> 
 
 
 @njit(cache=True)
-def _k_step_s(tile: Ints, rows: float, multiprocessors: float, fmt: Floats) -> float:
-    """Seconds per element of k for one tile on one multiprocessor.
-
-    The slowest of multiplying, loading both operands from L2, and the latency of the main loop.
-    """
+def _busy_s(tile: Ints, rows: float, multiprocessors: float, fmt: Floats) -> float:
+    """Seconds per element of k for one tile on one multiprocessor: the slower of multiplying and loading from L2."""
     loaded_bytes = min(tile[TILE_M], rows) * fmt[ACTIVATION_BYTES] + tile[TILE_N] * fmt[WEIGHT_BYTES]
     busy_s = max(2.0 * tile[TILE_M] * tile[TILE_N] * fmt[S_PER_FLOP], loaded_bytes * fmt[S_PER_L2_BYTE])
-    k_step_s: float = max(multiprocessors * busy_s, fmt[STEP_LATENCY_S])
+    return multiprocessors * busy_s
+
+
+@njit(cache=True)
+def _k_step_s(tile: Ints, rows: float, multiprocessors: float, fmt: Floats) -> float:
+    """Seconds per element of k for a tile that is alone on a multiprocessor, where the main loop has a latency."""
+    k_step_s: float = max(_busy_s(tile, rows, multiprocessors, fmt), fmt[STEP_LATENCY_S])
     return k_step_s
 
 
@@ -322,6 +344,23 @@ def _kept_share(weight_bytes: float, fmt: Floats) -> float:
     over = fmt[COPIES] * weight_bytes / fmt[KEPT_BYTES] - 1.0
     share: float = min(1.0, max(0.0, 1.0 - over / (_FULL_SHARE - 1.0)))
     return share
+
+
+@njit(cache=True)
+def _weight_bytes(columns: Columns, row: int, fmt: Floats) -> float:
+    """Weights that a product reads, with what those of experts are padded by."""
+    nbytes: float = columns.weight_bytes_read[row]
+    if columns.form[row] == GROUPED_GEMM:
+        n, k = columns.n[row], columns.k[row]
+        nbytes *= _padded(n, fmt[N_MULTIPLE]) * _padded(k, fmt[K_MULTIPLE]) / (n * k)
+    return nbytes
+
+
+@njit(cache=True)
+def _padded(size: int, multiple: float) -> float:
+    """`size`, rounded up."""
+    padded: float = np.ceil(size / multiple) * multiple
+    return padded
 
 
 @njit(cache=True)
@@ -424,7 +463,7 @@ def _experts(
     moved_bytes: float,
     multiprocessors: float,
     fmt: Floats,
-    tiles: Ints,
+    products: Products,
 ) -> tuple[float, int]:
     """Both products of an expert FFN over all experts: up (k to up_matrices * n), then down (n to k).
 
@@ -438,9 +477,10 @@ def _experts(
         moved_bytes: activations read and written.
         multiprocessors: of the device.
         fmt: float64[FORMAT_COLUMNS].
-        tiles: int64[tile, TILE_COLUMNS].
+        products: tiles and tuned shapes.
     """
-    expert_tokens, n, k, up_matrices, batch = work
+    expert_tokens, unpadded, k, up_matrices, batch = work
+    tiles, n, k = products.tiles, int(_padded(unpadded, fmt[N_MULTIPLE])), int(_padded(k, fmt[K_MULTIPLE]))
     largest = 0
     for tokens in expert_tokens:
         largest = max(largest, tokens)
@@ -448,24 +488,54 @@ def _experts(
     row_tiles, rows_of = 0.0, 0
     up_k, down_k = np.ceil(k / _MIN_K) * _MIN_K, np.ceil(n / _MIN_K) * _MIN_K
     first, end = _menu(batch, int(fmt[FIRST_TILE]), int(fmt[END_TILE]), tiles)
+    if _is_tuned(unpadded, batch[1], fmt, products.tuned):
+        first, end = 0, BEST_TILES
+    kept = _kept_share(weight_bytes, fmt)
     for tile in range(first, end):
         tile_m, tile_n = tiles[tile, TILE_M], tiles[tile, TILE_N]
         if tile_m != rows_of:  # tiles of equal rows stand together
             row_tiles, rows_of = _row_tiles(expert_tokens, tile_m, fmt[PARTIAL_TILE]), tile_m
-        k_step_s = _k_step_s(tiles[tile], largest, multiprocessors, fmt)
-        up_waves = _waves(float(row_tiles * ((up_matrices * n + tile_n - 1) // tile_n)), multiprocessors, fmt)
-        down_waves = _waves(float(row_tiles * ((k + tile_n - 1) // tile_n)), multiprocessors, fmt)
-        up_compute_s = min(up_compute_s, up_waves * (k_step_s * up_k + fmt[TILE_LATENCY_S]))
-        down_compute_s = min(down_compute_s, down_waves * (k_step_s * down_k + fmt[TILE_LATENCY_S]))
-    weights_s = weight_bytes * fmt[S_PER_WEIGHT_BYTE]
+        busy_s = _busy_s(tiles[tile], largest, multiprocessors, fmt)
+        up_tiles, down_tiles = (up_matrices * n + tile_n - 1) // tile_n, (k + tile_n - 1) // tile_n
+        step_s = fmt[STEP_LATENCY_S] * (_NARROW_STEPS if tiles[tile, NARROW] else 1.0)
+        step_s *= 1.0 - kept * (1.0 - fmt[KEPT_LATENCY])
+        up_s = _tiles_s(row_tiles * up_tiles, up_k, (busy_s, step_s), multiprocessors, fmt)
+        down_s = _tiles_s(row_tiles * down_tiles, down_k, (busy_s, step_s), multiprocessors, fmt)
+        up_compute_s, down_compute_s = min(up_compute_s, up_s), min(down_compute_s, down_s)
+    if n % _ALIGNED_INPUTS != 0:
+        down_compute_s *= fmt[UNALIGNED_SLOWDOWN]
+    slowdown = fmt[NARROW_SLOWDOWN] if tiles[first, NARROW] else 1.0
+    weights_s = weight_bytes * ((1.0 - kept) * slowdown * fmt[S_PER_WEIGHT_BYTE] + kept * fmt[S_PER_KEPT_BYTE])
     up_weights_s = weights_s * up_matrices / (up_matrices + 1.0)
     down_weights_s = weights_s - up_weights_s
-    moved_s = moved_bytes * fmt[S_PER_MOVED_BYTE]
+    moved_s = (moved_bytes + fmt[TOKEN_PASSES] * batch[0] * k * _STATE_BYTES) * fmt[S_PER_MOVED_BYTE]
     products_s = max(up_compute_s, up_weights_s) + max(down_compute_s, down_weights_s)
     products_s += fmt[EXPOSED] * (min(up_compute_s, up_weights_s) + min(down_compute_s, down_weights_s))
     latency_s = fmt[LATENCY_S] + (fmt[SHARED_LATENCY_S] if batch[2] > 1 else 0.0)
     _, bound = _bounded(latency_s, up_compute_s + down_compute_s, weights_s + moved_s)
     return latency_s + products_s + moved_s, bound
+
+
+@njit(cache=True)
+def _tiles_s(tiles: float, k: float, steps_s: tuple[float, float], multiprocessors: float, fmt: Floats) -> float:
+    """Time of equal tiles: that of the work of each multiprocessor, or of the rounds of tiles that it holds at a time.
+
+    Per element of k, one tile keeps a multiprocessor busy for the first of `steps_s`, and takes the second at least.
+    """
+    busy_s, step_s = steps_s
+    tile_s = max(busy_s, step_s) * k + fmt[TILE_LATENCY_S]
+    rounds = _waves(tiles, multiprocessors * fmt[RESIDENT_TILES], fmt)
+    tiles_s: float = max(_waves(tiles, multiprocessors, fmt) * busy_s * k, rounds * tile_s)
+    return tiles_s
+
+
+@njit(cache=True)
+def _is_tuned(n: int, experts: int, fmt: Floats, tuned: Ints) -> bool:
+    """Whether the library has tuned the kernels for experts of this shape, as many as the device has."""
+    for row in range(int(fmt[FIRST_TUNED]), int(fmt[END_TUNED])):
+        if tuned[row, TUNED_EXPERTS] == experts and tuned[row, TUNED_N] == n:
+            return True
+    return False
 
 
 @njit(cache=True)

@@ -54,6 +54,9 @@ class Tile(Config):
     columns: Count = Field(description="Outputs of the tile.")
     together: Count = Field(default=1, description="Tiles along the tokens that run as one cluster, filled or not.")
     lone: bool = Field(default=False, description="Whether it is slow in a single wave (see `lone_slowdown`).")
+    narrow: bool = Field(
+        default=False, description="Whether it takes half a cache line of inputs at a time (see `narrow_slowdown`)."
+    )
 
 
 def _ordered(tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
@@ -90,8 +93,12 @@ class ProductBenchmark(Config):
         default_factory=dict, description="By kernel, where there was no CUDA graph; the first that fits counts."
     )
     copies: Count = Field(default=1, description="Weights that it multiplied by in turn.")
+    cache: Parameter[Bytes] | None = Field(default=None, description="The L2 cache by the data sheet, bytes.")
     kept: Parameter[Bytes] | None = Field(default=None, description="Weights that the L2 cache then keeps, bytes.")
     kept_bandwidth: Parameter[BytesPerS] | None = Field(default=None, description="Rate of reading them there, B/s.")
+    kept_latency: Parameter[Fraction] | None = Field(
+        default=None, description="Latency of a step of the main loop there, in those from DRAM (expert FFNs)."
+    )
 
 
 class LeastTraffic(Config):
@@ -192,6 +199,13 @@ class TensorFormat(Config):
     kernels: ProductKernels = Field(default=ProductKernels(), description="What differs from products in bf16.")
 
 
+class TunedShapes(Config):
+    """Shapes of experts for which a library's authors have searched for the best tiles."""
+
+    experts: Count = Field(description="Experts on the device.")
+    outputs: tuple[Count, ...] = Field(description="Outputs of one up projection on the device.")
+
+
 class GroupedKernels(Config):
     """Expert FFNs with weights of one format; what is left out is as in `GroupedGemm`."""
 
@@ -225,8 +239,35 @@ class GroupedKernels(Config):
     wave_tail: Parameter[Share] | None = Field(
         default=None, description="Share of the last wave's idle multiprocessors that find work."
     )
+    narrow_slowdown: Parameter[Slowdown] | None = Field(
+        default=None, description="Time of weights that narrow tiles read, in times of others; 1 if empty."
+    )
+    unaligned_slowdown: Parameter[Slowdown] | None = Field(
+        default=None,
+        description="Time of the down projection's tiles where its inputs are no multiple of 16, in times of others;"
+        " 1 if empty.",
+    )
+    resident_tiles: Parameter[Slowdown] | None = Field(
+        default=None,
+        description="Tiles that run on a multiprocessor at a time and hide each other's latency; 1 if empty.",
+    )
+    token_passes: Parameter[NonNegative] | None = Field(
+        default=None,
+        description="Times that a hidden state of every token of the batch is read and written beside those of experts,"
+        " to quantise, sort and sum; 0 if empty.",
+    )
+    hidden_multiple: Count | None = Field(
+        default=None, description="What the hidden size of weights is padded to a multiple of; nothing if empty."
+    )
+    outputs_multiple: Count | None = Field(
+        default=None, description="The same of the outputs of an up projection on the device."
+    )
+    benchmark: ProductBenchmark | None = Field(default=None, description="How these kernels were measured.")
     tiles: Tiles = Field(
         default=(), description="Tiles by growing limits of the batch's tokens; by default the best of all."
+    )
+    tuned: tuple[TunedShapes, ...] = Field(
+        default=(), description="Shapes that run the best of all tiles instead, as the library has tuned them."
     )
 
 
@@ -277,32 +318,49 @@ EXPERT_PLANES = ("weights", "ungated", "sharded")
 """Sections of `GroupedGemm` with the kernels of expert FFNs: gated ones, ungated ones, and those on several ranks."""
 
 
-def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+class _Runs:
+    """Rows of a table, of which each user has a run; equal runs are held once."""
+
+    def __init__(self, first: Sequence[tuple[int, ...]] = ()) -> None:
+        self.rows = list(first)
+        self._places = {tuple(first): (0, len(first))}
+
+    def place(self, rows: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+        """First and end of a run with these rows."""
+        key = tuple(rows)
+        if key not in self._places:
+            self._places[key] = (len(self.rows), len(self.rows) + len(key))
+            self.rows.extend(key)
+        return self._places[key]
+
+
+def format_rows(config: "GpuConfig", kernel: Any) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """What `gpu_kernel` prices products by.
 
     Returns:
         float64[4, weight dtype, FORMAT_COLUMNS], of single products, of gated, ungated and sharded expert FFNs;
-        int64[tile, TILE_COLUMNS].
+        int64[tile, TILE_COLUMNS], the first of which are `BEST_TILES`; int64[shape, TUNED_COLUMNS].
     """
-    tiles: list[tuple[int, ...]] = _tile_rows(BEST_TILES)
-    menus: dict[tuple[Tile, ...], tuple[int, int]] = {(): (0, len(tiles))}
+    tiles, tuned = _Runs(_tile_rows(BEST_TILES)), _Runs()
 
     def menu(given: Sequence[Tile]) -> tuple[int, int]:
-        key = tuple(given)
-        if key not in menus:
-            rows = _tile_rows(key)
-            menus[key] = (len(tiles), len(tiles) + len(rows))
-            tiles.extend(rows)
-        return menus[key]
+        return tiles.place(_tile_rows(given or BEST_TILES))
+
+    def shapes(given: Sequence[TunedShapes]) -> tuple[int, int]:
+        return tuned.place([(item.experts, outputs) for item in given for outputs in item.outputs])
 
     rows = [
         [[by[column] for column in range(kernel.FORMAT_COLUMNS)] for by in table]
         for table in (
             [_product_row(config, dtype, kernel, menu) for dtype in DTYPES],
-            *([_expert_row(config, dtype, kernel, menu, plane) for dtype in DTYPES] for plane in EXPERT_PLANES),
+            *(
+                [_expert_row(config, dtype, kernel, (menu, shapes), plane) for dtype in DTYPES]
+                for plane in EXPERT_PLANES
+            ),
         )
     ]
-    return np.array(rows, np.float64), np.array(tiles, np.int64)
+    known = np.array(tuned.rows, np.int64).reshape(-1, kernel.TUNED_COLUMNS)
+    return np.array(rows, np.float64), np.array(tiles.rows, np.int64), known
 
 
 def _limit(tile: Tile) -> int:
@@ -318,6 +376,7 @@ def _tile_rows(tiles: Sequence[Tile]) -> list[tuple[int, ...]]:
             tile.together,
             tile.lone,
             tile.tokens_per_expert or ANY_TOKENS_PER_EXPERT,
+            tile.narrow,
         )
         for tile in tiles
     ]
@@ -433,13 +492,22 @@ def _benchmark_columns(config: "GpuConfig", used: Format, kernel: Any) -> dict[i
         kernel.KEPT_BYTES: 0.0,
         kernel.S_PER_KEPT_BYTE: 0.0,
         kernel.COLD_S: 0.0 if config.repeated else _cold_s(config, used),
+        kernel.KEPT_LATENCY: 1.0,
     }
-    benchmark = benchmark_of(config, used)
+    return columns | _kept_columns(config, benchmark_of(config, used), kernel)
+
+
+def _kept_columns(config: "GpuConfig", benchmark: ProductBenchmark | None, kernel: Any) -> dict[int, float]:
+    """Weights that L2 keeps in a benchmark; nothing where prices are those of a model."""
     if benchmark is None or not config.repeated or benchmark.kept is None:
-        return columns
+        return {}
     per_byte = 1 / benchmark.kept_bandwidth.value if benchmark.kept_bandwidth is not None else 0.0
-    kept = {kernel.COPIES: benchmark.copies, kernel.KEPT_BYTES: benchmark.kept.value, kernel.S_PER_KEPT_BYTE: per_byte}
-    return columns | kept
+    return {
+        kernel.COPIES: benchmark.copies,
+        kernel.KEPT_BYTES: benchmark.kept.value,
+        kernel.S_PER_KEPT_BYTE: per_byte,
+        kernel.KEPT_LATENCY: _number(benchmark.kept_latency, 1.0),
+    }
 
 
 def _cold_s(config: "GpuConfig", used: Format) -> float:
@@ -452,7 +520,7 @@ def _own_kernels(grouped: GroupedGemm, dtype: str, section: str) -> GroupedKerne
     return next((own for name, own in known.items() if name == dtype), GroupedKernels())
 
 
-def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, section: str) -> dict[int, float]:
+def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, made: Any, section: str) -> dict[int, float]:
     grouped, own = config.grouped_gemm, _own_kernels(config.grouped_gemm, dtype, section)
     formats = (own.format,) if own.format else COMPUTE_FORMATS[dtype]
     without = () if own.format else grouped.weight_only
@@ -461,8 +529,11 @@ def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, section
     native = used != "bf16" or dtype in {"bf16", "fp16"}
     sustained = grouped.sustained.get(used, fmt.sustained) if native else grouped.dequantise_sustained
     dram = config.dram_bandwidth.value
-    first, end = menu(own.tiles)
-    return {
+    menu, shapes = made
+    (first, end), (first_tuned, end_tuned) = menu(own.tiles), shapes(own.tuned)
+    columns: dict[int, float] = dict.fromkeys(range(kernel.FORMAT_COLUMNS), 0.0)
+    columns |= _kept_columns(config, own.benchmark, kernel)
+    return columns | {
         kernel.S_PER_FLOP: 1 / (fmt.peak.value * (own.sustained or sustained).value),
         kernel.S_PER_PEAK_FLOP: 1 / fmt.peak.value,
         kernel.ACTIVATION_BYTES: _OPERAND_BYTES[used],
@@ -478,9 +549,16 @@ def _expert_row(config: "GpuConfig", dtype: str, kernel: Any, menu: Any, section
         kernel.EXPOSED: _number(own.exposed or grouped.exposed),
         kernel.WAVE_TAIL: _number(own.wave_tail or grouped.wave_tail),
         kernel.CACHED_BYTES: 0.0,
-        kernel.S_PER_QUANTISED_ELEMENT: 0.0,
+        kernel.K_MULTIPLE: own.hidden_multiple or 1,
+        kernel.N_MULTIPLE: own.outputs_multiple or 1,
+        kernel.TOKEN_PASSES: _number(own.token_passes),
+        kernel.RESIDENT_TILES: _number(own.resident_tiles, 1.0),
         kernel.PARTIAL_TILE: _number(own.partial_tile or grouped.partial_tile),
         kernel.MAX_SPLIT: 1,
         kernel.FIRST_TILE: first,
         kernel.END_TILE: end,
-    } | dict.fromkeys(range(kernel.END_TILE + 1, kernel.FORMAT_COLUMNS), 0.0)
+        kernel.FIRST_TUNED: first_tuned,
+        kernel.END_TUNED: end_tuned,
+        kernel.NARROW_SLOWDOWN: _number(own.narrow_slowdown, 1.0),
+        kernel.UNALIGNED_SLOWDOWN: _number(own.unaligned_slowdown, 1.0),
+    }

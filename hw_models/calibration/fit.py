@@ -20,11 +20,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Free:
-    """A parameter to fit: where to start, and the range that is physically possible (all > 0)."""
+    """A parameter to fit: where to start, and the range that is physically possible (all > 0).
+
+    Attributes:
+        start, low, high: those.
+        lone: few groups tell it; all fits start at `start`, and stay there where none of these groups is among theirs.
+    """
 
     start: float
     low: float
     high: float
+    lone: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.start <= self.high:
@@ -92,8 +98,8 @@ def calibrate(
         space: what may change, by name, with starts that know nothing of the measurements.
         settings: how.
         progress: called with the fits done and the fits to do.
-        present: values of an earlier fit, from which the fit to all groups starts. Folds must not: where only groups
-            left out tell a parameter, a fit that starts there would keep what it should not know.
+        present: values of an earlier fit, from which the fit to all groups starts too. Folds must not: where only
+            groups left out tell a parameter, a fit that starts there would keep what it should not know.
 
     Raises:
         DataError: as `fold_count`.
@@ -107,7 +113,7 @@ def calibrate(
         if progress is not None:
             progress(done, count + 1)
 
-    values = fit(measured, price, _started(space, present or {}), settings)
+    values = fit(measured, price, space, settings, present)
     advance()
     unseen_s, fold_values = np.empty(len(measured)), []
     for kept, left_out in folds(measured.group, count, settings.seed):
@@ -134,9 +140,16 @@ def fold_count(measured: Measured[T], settings: Settings) -> int:
 
 
 def fit(
-    measured: Measured[T], price: Price[T], space: Mapping[str, Free], settings: Settings = STANDARD
+    measured: Measured[T],
+    price: Price[T],
+    space: Mapping[str, Free],
+    settings: Settings = STANDARD,
+    present: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """The values of `space` that minimise a robust loss of log(predicted / measured); the best of several starts."""
+    """The values of `space` that minimise a robust loss of log(predicted / measured); the best of several starts.
+
+    One more start is at `present`, if that has values.
+    """
     from scipy.optimize import least_squares
 
     rows = sample(measured.group, settings.rows, settings.seed)
@@ -151,7 +164,10 @@ def fit(
         return log_ratio
 
     best_cost, best = np.inf, np.empty(0)
-    for start in _starts(space, settings):
+    starts = [*_starts(space, settings)]
+    if present:
+        starts.append(np.log([free.start for free in _started(space, present).values()]))
+    for start in starts:
         found = least_squares(
             residuals,
             np.clip(start, low + 1e-9, high - 1e-9),
@@ -183,7 +199,7 @@ def _starts(space: Mapping[str, Free], settings: Settings) -> Sequence[Floats]:
     """The given start, and others at random between it and the bounds, in logarithms."""
     rng = np.random.default_rng(settings.seed)
     given, low, high = (np.log([getattr(free, end) for free in space.values()]) for end in ("start", "low", "high"))
-    reach = rng.uniform(-0.5, 0.5, (settings.starts - 1, len(given)))
+    reach = rng.uniform(-0.5, 0.5, (settings.starts - 1, len(given))) * [not free.lone for free in space.values()]
     others = given + np.where(reach > 0, reach * (high - given), -reach * (low - given))
     return [given, *others]
 

@@ -53,6 +53,14 @@ _EXPERT_SPACE = {
     "exposed": Free(0.3, 1e-3, 1.0),
     "wave_tail": Free(0.3, 1e-3, 1.0),
 }
+_NARROW = Free(1.4, 1.0, 4.0)
+_KEPT_LATENCY = Free(0.5, 0.1, 1.0)
+_RESIDENT = Free(4.0, 1.0, 16.0)
+_STEP = Free(5e-9, 1e-11, 1e-7)
+"""A third of a microsecond, about the latency of DRAM, for 64 inputs."""
+_TOKEN_PASSES = Free(1.0, 0.01, 8.0)
+_UNALIGNED = Free(4.0, 1.0, 16.0, lone=True)
+"""Of 2-byte weights that come one by one or by pairs instead of eight at a time, beside all that a tile does else."""
 _SUSTAINED = Free(0.7, 0.02, 1.0)
 _L2_RATIOS = (0.5, 8.0, 64.0)
 """Of L2 and DRAM bandwidth: least, likely and most."""
@@ -68,6 +76,8 @@ _TRAFFIC_SLOWDOWN = Free(1.2, 1.0, 2.0)
 _LAUNCH = Free(60 * _US, 5 * _US, 1000 * _US)
 _COLD_START = Free(1.5 * _US, 1e-3 * _US, 10 * _US)
 _KEPT = Free(1e8, 1e7, 1.4e8)
+_KEPT_SHARES = (0.85, 0.2, 1.1)
+"""Of the L2 cache: likely, least and most."""
 _HIDDEN = ("quantise_latency", "quantise_row", "quantise_block", "step_latency")
 """What small products tell, unless their times are those of the host."""
 _HOST_SPREAD = 2.0
@@ -244,9 +254,16 @@ def _benchmark_space(config: GpuConfig, used: Format, own: str) -> dict[str, Fre
     benchmark = benchmark_of(config, used) or ProductBenchmark()
     space = {f"{own}launches.{name}.time": _LAUNCH for name in benchmark.launches}
     if benchmark.kept is not None:
-        dram = config.dram_bandwidth.value
-        space |= {f"{own}kept": _KEPT, f"{own}kept_bandwidth": Free(3 * dram, 0.8 * dram, 50 * dram)}
+        space |= _kept_space(config, own, benchmark)
     return space
+
+
+def _kept_space(config: GpuConfig, own: str, benchmark: ProductBenchmark) -> dict[str, Free]:
+    """Weights that L2 keeps in a benchmark."""
+    dram, kept = config.dram_bandwidth.value, _KEPT
+    if benchmark.cache is not None:
+        kept = Free(*(share * benchmark.cache.value for share in _KEPT_SHARES))
+    return {f"{own}kept": kept, f"{own}kept_bandwidth": Free(3 * dram, 0.8 * dram, 50 * dram)}
 
 
 def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str, section: str = "weights") -> Plan:
@@ -256,17 +273,42 @@ def expert_plan(config: GpuConfig, measured: Measured[OperatorTable], dtype: str
     """
     broken = measured.labels.get(NOT_TUNED, np.zeros(len(measured), np.bool_))
     measured = measured.take(np.flatnonzero(~broken))
-    if section == "weights" and dtype == "bf16":
-        own, sustained = "grouped_gemm.", "grouped_gemm.sustained.bf16"
+    own = _prefix(dtype, section)
+    if own == "grouped_gemm.":
+        sustained = f"{own}sustained.bf16"
     else:
-        config = _with_section(config, section, dtype)
-        own = f"grouped_gemm.{section}.{dtype}."
-        sustained = f"{own}sustained"
+        config, sustained = _with_section(config, section, dtype), f"{own}sustained"
     space = {sustained: _SUSTAINED} | {f"{own}{name}": free for name, free in _EXPERT_SPACE.items()}
     space[f"{own}l2_bandwidth"] = _l2_space(config)
+    space |= _expert_extras(config, dtype, section)
     name = f"experts_{dtype}" if section == "weights" else f"{section}_experts_{dtype}"
-    valid = _valid(measured.table)
-    return Plan(name, measured, config, space, ("grouped_gemm",), _covered(dtype), valid)
+    valid, repeated = _valid(measured.table), measured.source.publisher == PUBLISHER
+    return Plan(name, measured, config, space, ("grouped_gemm",), _covered(dtype), valid, repeated)
+
+
+def _prefix(dtype: str, section: str) -> str:
+    """Where the parameters of expert FFNs are that all kernels have."""
+    return "grouped_gemm." if section == "weights" and dtype == "bf16" else f"grouped_gemm.{section}.{dtype}."
+
+
+def _expert_extras(config: GpuConfig, dtype: str, section: str) -> dict[str, Free]:
+    """What only some kernels of experts have, where the device says so."""
+    kernels: GroupedKernels = getattr(config.grouped_gemm, section).get(dtype, GroupedKernels())
+    own, space = f"grouped_gemm.{section}.{dtype}.", {}
+    if any(tile.narrow for tile in kernels.tiles):
+        space[f"{own}narrow_slowdown"] = _NARROW
+    if kernels.resident_tiles is not None:
+        space[f"{own}resident_tiles"] = _RESIDENT
+        space[f"{_prefix(dtype, section)}step_latency"] = _STEP
+    if kernels.token_passes is not None:
+        space[f"{own}token_passes"] = _TOKEN_PASSES
+    if kernels.unaligned_slowdown is not None:
+        space[f"{own}unaligned_slowdown"] = _UNALIGNED
+    if kernels.benchmark is not None and kernels.benchmark.kept is not None:
+        space |= _kept_space(config, f"{own}benchmark.", kernels.benchmark)
+        if kernels.benchmark.kept_latency is not None:
+            space[f"{own}benchmark.kept_latency"] = _KEPT_LATENCY
+    return space
 
 
 def profiled_expert_plan(config: GpuConfig, measured: Measured[OperatorTable]) -> Plan:

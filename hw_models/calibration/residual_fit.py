@@ -45,9 +45,13 @@ class Learner:
 
 
 _STANDARD = (Learner(),)
-_DRAWN = (Learner(trees=100, rate=0.1, loss="absolute_error"),)
+_DRAWN = (
+    Learner(trees=100, rate=0.1, loss="absolute_error"),
+    Learner(trees=100, rate=0.1, least_share=0.02, loss="absolute_error"),
+)
+"""Of expert FFNs, which were measured on ten models or so, and of which many rows are random draws."""
 _SINGLE = (Learner(100, 63, 0.2, 0.0), Learner(100, 63, 0.2, 0.0, "absolute_error"))
-"""Of single products, which were measured on hundreds of shapes; the better one on unseen shapes is taken."""
+"""Of single products, which were measured on hundreds of shapes. The better one on unseen shapes is taken."""
 
 
 @dataclass(frozen=True)

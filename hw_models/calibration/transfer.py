@@ -71,6 +71,8 @@ class Chip(NamedTuple):
 
 _MEASURED = ("residual", "cached_bytes", "split_from", "vectors", "power_slowdown", "boost_time")
 """Of a GPU's own kernels, what it must not bring along."""
+_UNMEASURED = dict.fromkeys(("narrow_slowdown", "unaligned_slowdown", "resident_tiles", "token_passes", "benchmark"))
+"""The same of its experts."""
 CHIPS = {
     "a100-sxm": Chip(1.41e9, 40e6),
     "h100-sxm": Chip(1.755e9, 50e6),
@@ -202,8 +204,10 @@ def _processor(sample: Sample, values: Mapping[str, float], kind: str) -> GPU:
     }
     section = "grouped_gemm." if kind == "experts" else ""
     own[f"{section}l2_bandwidth"] = values[_L2] * _peak(sample.config)
-    plain = sample.config.model_copy(update=dict.fromkeys(_MEASURED))
-    return GPU(with_values(plain, own))
+    grouped = sample.config.grouped_gemm
+    experts = {name: kernels.model_copy(update=_UNMEASURED) for name, kernels in grouped.weights.items()}
+    update = dict.fromkeys(_MEASURED) | {"grouped_gemm": grouped.model_copy(update={"weights": experts})}
+    return GPU(with_values(sample.config.model_copy(update=update), own))
 
 
 def _peak(config: GpuConfig) -> float:

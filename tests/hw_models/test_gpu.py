@@ -129,7 +129,7 @@ def test_experts_read_weights_once_and_tiles_are_counted_per_expert(h200: GPU) -
     weight_bytes = 2 * 3 * 2.0 * 14_336 * 4096
     weights_s = weight_bytes / (config.dram_bandwidth.value * config.grouped_gemm.weights_dram_sustained.value)
     least_s = config.grouped_gemm.latency.value + weights_s
-    assert least_s < cost.time_s[0] < 1.15 * least_s  # computing is not hidden altogether
+    assert least_s < cost.time_s[0] < 1.2 * least_s  # computing is not hidden altogether
     spread, packed = experts_table([[257] * 64, [256] * 64], n, k), experts_table([[64 * 256]], n, k)
     uneven_s, even_s = h200.price(spread).time_s
     assert uneven_s > even_s >= h200.price(packed).time_s[0] - cost.time_s[0]

@@ -60,7 +60,7 @@ HOPPER = {
     "sharded_experts_fp8_block": 0.12,
 }
 KERNELS = {
-    "a100-sxm": {"vllm": {"gemm_bf16": 0.1, "experts_bf16": 0.4}},
+    "a100-sxm": {"vllm": {"gemm_bf16": 0.1, "experts_bf16": 0.3}},
     "h100-sxm": {"vllm": HOPPER},
     "h200-sxm": {
         "vllm": HOPPER,
@@ -68,7 +68,7 @@ KERNELS = {
             "gemm_bf16": 0.1,
             "gemm_fp8": 0.1,
             "gemm_fp8_block": 0.1,
-            "experts_bf16": 0.17,
+            "experts_bf16": 0.12,
             "ungated_experts_bf16": 0.15,
             "experts_fp8_block": 0.15,
             "experts_mxfp4": 0.2,
@@ -93,7 +93,7 @@ KERNELS = {
             "gemm_fp4": 0.1,
             "experts_bf16": 0.15,
             "experts_fp8": 0.15,
-            "experts_mxfp4": 0.16,
+            "experts_mxfp4": 0.1,
             "experts_nvfp4": 0.15,
         },
     },
