@@ -69,7 +69,7 @@ class Chip(NamedTuple):
     l2_bytes: float
 
 
-_MEASURED = ("residual", "cached_bytes", "split_from", "vectors", "power_slowdown", "boost_time")
+_MEASURED = ("residual", "cached_bytes", "split_from", "vectors", "power_slowdown", "boost_time", "cold_start")
 """Of a GPU's own kernels, what it must not bring along."""
 _UNMEASURED = dict.fromkeys(("narrow_slowdown", "unaligned_slowdown", "resident_tiles", "token_passes", "benchmark"))
 """The same of its experts."""

@@ -169,10 +169,12 @@ def test_families_predict_each_other(
 @pytest.mark.parametrize("device", VLLM)
 def test_every_calibration_is_checked_here(device: str) -> None:
     checked = set(KERNELS[device]["vllm"])
+    inside_models = {"cold_start"}  # fitted to another publisher's measurements, see tests/hw_models/calibration
     processor = load_device(device).processor
     assert isinstance(processor, GPU)
     fits = processor.config.fits
-    assert checked == {name for name, fit in fits.items() if fit.forms not in {("attention",), ("elementwise",)}}
+    kernels = {name for name, fit in fits.items() if fit.forms not in {("attention",), ("elementwise",)}}
+    assert checked == kernels - inside_models
 
 
 def test_the_tile_model_beats_a_plain_roofline(reference_data: Path) -> None:
