@@ -98,8 +98,9 @@ def calibrate(
         space: what may change, by name, with starts that know nothing of the measurements.
         settings: how.
         progress: called with the fits done and the fits to do.
-        present: values of an earlier fit, from which the fit to all groups starts too. Folds must not: where only
-            groups left out tell a parameter, a fit that starts there would keep what it should not know.
+        present: values of an earlier fit. The fit to all groups also starts from these, or from those of a fold, if
+            they do better. Folds must not: where only groups left out tell a parameter, a fit that starts there would
+            keep what it should not know.
 
     Raises:
         DataError: as `fold_count`.
@@ -113,14 +114,14 @@ def calibrate(
         if progress is not None:
             progress(done, count + 1)
 
-    values = fit(measured, price, space, settings, present)
-    advance()
     unseen_s, fold_values = np.empty(len(measured)), []
     for kept, left_out in folds(measured.group, count, settings.seed):
         values_without = fit(measured.take(kept), price, space, settings)
         fold_values.append(values_without)
         unseen_s[left_out] = price(values_without, measured.table.take(left_out))
         advance()
+    values = fit(measured, price, space, settings, [*fold_values, *([present] if present else [])])
+    advance()
     seen = error_buckets(price(values, measured.table), measured.time_s)
     at_bounds = tuple(name for name, free in space.items() if _is_at_bound(values[name], free))
     unseen = error_buckets(unseen_s, measured.time_s)
@@ -144,11 +145,11 @@ def fit(
     price: Price[T],
     space: Mapping[str, Free],
     settings: Settings = STANDARD,
-    present: Mapping[str, float] | None = None,
+    known: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, float]:
     """The values of `space` that minimise a robust loss of log(predicted / measured); the best of several starts.
 
-    One more start is at `present`, if that has values.
+    One more start is at the best of the `known` values, if there are any.
     """
     from scipy.optimize import least_squares
 
@@ -165,8 +166,9 @@ def fit(
 
     best_cost, best = np.inf, np.empty(0)
     starts = [*_starts(space, settings)]
-    if present:
-        starts.append(np.log([free.start for free in _started(space, present).values()]))
+    if known:
+        points = [np.log([free.start for free in _started(space, values).values()]) for values in known]
+        starts.append(min(points, key=lambda point: _soft_l1(residuals(point) / settings.softness)))
     for start in starts:
         found = least_squares(
             residuals,
@@ -185,6 +187,11 @@ def fit(
         name: min(max(value, free.low), free.high)
         for (name, free), value in zip(space.items(), found_values, strict=True)
     }
+
+
+def _soft_l1(errors: Floats) -> float:
+    """The loss that is minimised, but for a factor."""
+    return float(np.sqrt(1 + errors**2).sum())
 
 
 def _started(space: Mapping[str, Free], present: Mapping[str, float]) -> dict[str, Free]:

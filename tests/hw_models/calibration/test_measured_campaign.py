@@ -41,7 +41,7 @@ def test_known_parameters_are_found_again(tmp_path: Path, true: GPU) -> None:
     write_as_measured(tmp_path / "mine.parquet", products(), true, NOISE)
     (outcome,) = measured_campaign("h100-sxm", tmp_path / "mine.parquet", ["gemm"], QUICK)
     found = {name: float(item.value) for name, item in parameters(outcome.plan.fitted(outcome.result))}
-    assert found["formats.bf16.sustained"] == pytest.approx(0.6, rel=0.1)
+    assert found["formats.bf16.sustained"] == pytest.approx(0.6, rel=0.12)
     assert found["dram_sustained"] == pytest.approx(0.7, rel=0.1)
     assert outcome.result.unseen["all"].mean < 1.5 * NOISE
     (tmp_path / "mine.yaml").write_text(outcome.text)
