@@ -93,9 +93,9 @@ def test_a_device_can_be_a_file_or_a_mapping(tmp_path: Path) -> None:
     [
         ("4.8 TB/s", "4.8 TB", "processors.gpu.*dram_bandwidth.value"),
         (
-            "weights_dram_sustained:\n        value: 0",
-            "weights_dram_sustained:\n        value: 1",
-            "weights_dram_sustained",
+            "moved_dram_sustained:\n        value: 0",
+            "moved_dram_sustained:\n        value: 1",
+            "moved_dram_sustained",
         ),
         ("fit: gemm_bf16", "fit: gemm", "must be one of fits"),
         ("kind: gpu", "kind: abacus", "kind"),

@@ -48,7 +48,7 @@ def experts(truth: GpuConfig, up_matrices: int = 2) -> Measured[OperatorTable]:
 
 def check_recovery(plan: Plan, truth: GpuConfig, checked: set[str]) -> None:
     result = plan.run(QUICK)
-    assert result.unseen["all"].mean < 0.02
+    assert result.unseen["all"].mean < 0.03
     found = dict(parameters(plan.fitted(result)))
     wanted = dict(parameters(truth))
     for name in checked:
