@@ -10,15 +10,13 @@ from pydantic import Field, model_validator
 
 from moesim.configs.loader import Config
 from moesim.hw_models.attention_config import AttentionKernels, cover_table, kernel_table, pricing_values
+from moesim.hw_models.gpu_product_rows import format_rows, launch_rows, traffic_tables
 from moesim.hw_models.gpu_products import (
     ANY_TOKENS_PER_EXPERT,
     Format,
     GroupedGemm,
     ProductKernels,
     TensorFormat,
-    format_rows,
-    launch_rows,
-    traffic_tables,
 )
 from moesim.hw_models.parameters import Count, Fit, Fitted, Fraction, Parameter
 from moesim.hw_models.processor import Cost

@@ -304,7 +304,7 @@ def _elementwise(dram_bytes: float, cached_bytes: float, parameters: Floats) -> 
 def _busy_s(tile: Ints, rows: float, multiprocessors: float, fmt: Floats) -> float:
     """Seconds per element of k for one tile on one multiprocessor: the slower of multiplying and loading from L2."""
     loaded_bytes = min(tile[TILE_M], rows) * fmt[ACTIVATION_BYTES] + tile[TILE_N] * fmt[WEIGHT_BYTES]
-    busy_s = max(2.0 * tile[TILE_M] * tile[TILE_N] * fmt[S_PER_FLOP], loaded_bytes * fmt[S_PER_L2_BYTE])
+    busy_s: float = max(2.0 * tile[TILE_M] * tile[TILE_N] * fmt[S_PER_FLOP], loaded_bytes * fmt[S_PER_L2_BYTE])
     return multiprocessors * busy_s
 
 

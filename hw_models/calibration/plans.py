@@ -12,13 +12,13 @@ from moesim.hw_models.calibration.errors import stated_error
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Free, Progress, Settings, calibrate, valid_range
 from moesim.hw_models.calibration.measured import NOT_TUNED, Floats, Ints, Measured
 from moesim.hw_models.gpu import GPU, GpuConfig, GpuFit
+from moesim.hw_models.gpu_product_rows import benchmark_of
 from moesim.hw_models.gpu_products import (
     COMPUTE_FORMATS,
     Format,
     GroupedKernels,
     ProductBenchmark,
     ProductKernels,
-    benchmark_of,
 )
 from moesim.hw_models.parameters import Parameter, parameters, with_values
 from moesim.units import Seconds
@@ -262,7 +262,8 @@ def _kept_space(config: GpuConfig, own: str, benchmark: ProductBenchmark) -> dic
     """Weights that L2 keeps in a benchmark."""
     dram, kept = config.dram_bandwidth.value, _KEPT
     if benchmark.cache is not None:
-        kept = Free(*(share * benchmark.cache.value for share in _KEPT_SHARES))
+        start, low, high = (share * benchmark.cache.value for share in _KEPT_SHARES)
+        kept = Free(start, low, high)
     return {f"{own}kept": kept, f"{own}kept_bandwidth": Free(3 * dram, 0.8 * dram, 50 * dram)}
 
 

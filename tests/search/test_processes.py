@@ -32,6 +32,7 @@ def test_workers_do_not_outlive_a_killed_parent():
     script = "from tests.search.test_processes import sleep_for_ever; sleep_for_ever()"
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+        assert parent.stdout is not None
         workers = [int(parent.stdout.readline()) for _ in range(2)]
         parent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 30
