@@ -49,7 +49,10 @@ def test_a_device_is_fitted_and_written(data: Path, tmp_path: Path) -> None:
         (["--operators", "attention"], r"must hold one attention/vllm/\*/context_attention_perf.parquet"),
         (["--operators", "deepep"], "intra_node.fits: must hold a calibration of deepep"),
         (["--framework", "sglang"], "must hold measurements of sglang"),
-        (["--framework", "vlm"], "--framework: must be one of vllm, sglang, trtllm, got 'vlm'"),
+        (
+            ["--framework", "vlm"],
+            "--framework: must be one of vllm, sglang, trtllm, vllm_marlin, vllm_triton, got 'vlm'",
+        ),
         (["--gpu", "a100"], "--gpu: must be a path or one of the"),
         (["-o", "device.txt"], "must end in .yaml"),
         (["--gpu", "h100-sxm"], r"must hold one folder h100_sxm\*"),

@@ -45,11 +45,14 @@ def test_what_was_fitted_is_priced_far_better_than_by_a_roofline(reference_data:
 
 def test_layers_of_another_laboratory(reference_data: Path) -> None:
     rows = group_rows(kernels(found(reference_data, "rtx-pro-6000", profiles=True), OPERATORS))
-    limits = {"gemm": 0.2, "moe": 0.16, "mixed_attention": 0.14, "elementwise": 0.25}
-    for row in rows:
-        assert row["shapes"] == (OTHER if row["op"] in {"gemm", "moe"} else SEEN)
-        assert row["mean_abs_error"] < limits[row["op"]], row
+    limits = {"gemm": 0.2, "moe": 0.03, "mixed_attention": 0.05, "elementwise": 0.25}
     assert {row["op"] for row in rows} == set(limits)
+    for row in rows:
+        in_cache = row["model"].endswith(
+            "in L2"
+        )  # of a profiler of single layers, unlike a model
+        assert row["shapes"] == (OTHER if row["op"] == "gemm" or in_cache else SEEN)
+        assert row["mean_abs_error"] < (0.35 if in_cache else limits[row["op"]]), row
 
 
 def test_refits_repeat_what_calibrations_state(reference_data: Path) -> None:
