@@ -48,9 +48,7 @@ def test_layers_of_another_laboratory(reference_data: Path) -> None:
     limits = {"gemm": 0.2, "moe": 0.03, "mixed_attention": 0.05, "elementwise": 0.25}
     assert {row["op"] for row in rows} == set(limits)
     for row in rows:
-        in_cache = row["model"].endswith(
-            "in L2"
-        )  # of a profiler of single layers, unlike a model
+        in_cache = row["model"].endswith("in L2")  # of a profiler of single layers, unlike a model
         assert row["shapes"] == (OTHER if row["op"] == "gemm" or in_cache else SEEN)
         assert row["mean_abs_error"] < (0.35 if in_cache else limits[row["op"]]), row
 
