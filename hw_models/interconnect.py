@@ -47,9 +47,9 @@ class Interconnect:
         One member, or no bytes, costs nothing.
         """
         cost = Cost.zeros(len(table))
-        self._price_rows(
-            self._columns_of(table), self._links, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated
-        )
+        if len(table):
+            columns = self._columns_of(table)
+            self._price_rows(columns, self._links, cost.time_s, cost.energy_j, cost.bound, cost.extrapolated)
         return cost
 
     def stated_errors(self, table: CollectiveTable) -> Floats:

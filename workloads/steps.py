@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Step:
     def __len__(self) -> int:
         return len(self.request)
 
-    @property
+    @cached_property
     def decodes(self) -> NDArray[np.bool_]:
         """Which sequences decode."""
         decodes: NDArray[np.bool_] = (self.new_tokens == 1) & (self.context > 0)
@@ -139,6 +140,9 @@ def step_features(step: Step, ranks: int, windows: Sequence[Span]) -> Floats:
 def _longest(rank: NDArray[np.int64], tokens: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
     """Greatest of `tokens` on each rank, 0 where there is none."""
     longest = np.zeros(ranks, dtype=np.int64)
+    if ranks == 1:
+        longest[0] = tokens.max(initial=0)
+        return longest
     np.maximum.at(longest, rank, tokens)
     return longest
 
