@@ -20,6 +20,13 @@ MIXED = ("decode_block", "shared", "together", "idle_tile")
 """Fields that only steps with prefill and decode tell; residuals of other steps do not depend on them."""
 LATE = ("late", "late_bytes")
 """Fields that only decodes inside a model tell; residuals come before them."""
+_NUMBERS = (
+    *("latent", "query_bits", "query_tile", "key_tile", "packs_heads", "splits_keys", "takes_decodes", "absorbs"),
+    *("outside_window", "max_splits", "part_keys", "parts_per_multiprocessor", "split_fill", "scheduled_sequences"),
+    *("softmax_flops", "whole_waves", "overlap", "together", "resident", "split_tiles"),
+)
+_SECONDS = ("launch", "tile", "block", "merge", "decode_block", "merge_tile", "idle_tile")
+"""Fields that compiled code takes as they are, in columns of the same names, times with `_S`."""
 _NAMES = {"name", "source", "fit", "mixed_fit", "late_fit", "cache"}
 _NOT_PRICED = {*_NAMES, "floor", "kept", "kept_bandwidth", *MIXED, *LATE}
 
@@ -182,31 +189,18 @@ def kernel_row(
     from moesim.hw_models import attention_kernel as columns
 
     windows = {"any": columns.ANY_WINDOW, "none": columns.NO_WINDOW, "only": columns.ONLY_WINDOW}
-    values: dict[int, Any] = {
+    values: dict[int, Any] = {getattr(columns, name.upper()): getattr(kernel, name) for name in _NUMBERS}
+    values |= {getattr(columns, f"{name.upper()}_S"): getattr(kernel, name) for name in _SECONDS}
+    values |= {
         columns.PHASE: columns.PREFILL if kernel.phase == "prefill" else columns.DECODE,
-        columns.LATENT: kernel.latent,
         columns.HEAD_DIM_LOW: kernel.head_dim[0],
         columns.HEAD_DIM_HIGH: kernel.head_dim[1],
         columns.GROUP_LOW: kernel.heads_per_kv_head[0],
         columns.GROUP_HIGH: kernel.heads_per_kv_head[1],
         columns.WINDOW: windows[kernel.window],
-        columns.QUERY_BITS: kernel.query_bits,
         columns.QUERIES_LOW: kernel.queries[0],
         columns.QUERIES_HIGH: kernel.queries[1],
-        columns.QUERY_TILE: kernel.query_tile,
-        columns.KEY_TILE: kernel.key_tile,
-        columns.PACKS_HEADS: kernel.packs_heads,
-        columns.SPLITS_KEYS: kernel.splits_keys,
-        columns.TAKES_DECODES: kernel.takes_decodes,
-        columns.ABSORBS: kernel.absorbs,
-        columns.OUTSIDE_WINDOW: kernel.outside_window,
-        columns.MAX_SPLITS: kernel.max_splits,
-        columns.PART_KEYS: kernel.part_keys,
-        columns.PARTS_PER_MULTIPROCESSOR: kernel.parts_per_multiprocessor,
-        columns.SPLIT_FILL: kernel.split_fill,
         columns.FLOOR_S: kernel.floor if repeated else 0.0,
-        columns.SCHEDULED_SEQUENCES: kernel.scheduled_sequences,
-        columns.LAUNCH_S: kernel.launch,
         columns.LAUNCH_S_PER_ELEMENT: kernel.launch_per_element,
         columns.S_PER_SEQUENCE: kernel.sequence,
         columns.S_PER_TOKEN: kernel.token,
@@ -215,24 +209,12 @@ def kernel_row(
         columns.S_PER_HEAD: kernel.head,
         columns.S_PER_QUERY_BYTE: kernel.query_passes / dram_bytes_per_s,
         columns.S_PER_KEY_BYTE: kernel.key_passes / dram_bytes_per_s,
-        columns.TILE_S: kernel.tile,
         columns.TILE_S_PER_ELEMENT: kernel.tile_per_element,
-        columns.BLOCK_S: kernel.block,
         columns.S_PER_FLOP: 1 / (bf16_flops_per_s * kernel.sustained),
-        columns.SOFTMAX_FLOPS: kernel.softmax_flops,
-        columns.WHOLE_WAVES: kernel.whole_waves,
         columns.S_PER_DRAM_BYTE: 1 / (dram_bytes_per_s * kernel.dram_sustained),
-        columns.OVERLAP: kernel.overlap,
         columns.KEPT_BYTES: kernel.kept or 0.0 if repeated else 0.0,
         columns.S_PER_KEPT_BYTE: 1 / kernel.kept_bandwidth,
-        columns.MERGE_S: kernel.merge,
-        columns.DECODE_BLOCK_S: kernel.decode_block,
         columns.SHARED_BYTES: kernel.shared or 0.0,
-        columns.TOGETHER: kernel.together,
-        columns.RESIDENT: kernel.resident,
-        columns.MERGE_TILE_S: kernel.merge_tile,
-        columns.SPLIT_TILES: kernel.split_tiles,
-        columns.IDLE_TILE_S: kernel.idle_tile,
         columns.LATE_S: 0.0 if repeated else kernel.late,
         columns.LATE_BYTES: kernel.late_bytes or 0.0,
     }

@@ -36,12 +36,8 @@ RARE_COLUMNS = (S_PER_EMPTY_BYTE, QUANTISED_BY_WARPS, GROUP_SLOWDOWN, UNEVEN_SLO
 # more on devices that share experts, the extra time of a tile that tokens do not fill, in full tiles, what makes
 # weights and tiles slower, and the shapes that a library has tuned.
 SHARED_LATENCY_S, PARTIAL_TILE = SPLIT_LATENCY_S, S_PER_QUANTISED_ROW
-TOKEN_PASSES, RESIDENT_TILES, K_MULTIPLE, N_MULTIPLE = (
-    S_PER_QUANTISED_ELEMENT,
-    BOOST_S,
-    HAS_VECTORS,
-    S_PER_QUANTISED_BLOCK,
-)
+TOKEN_PASSES, RESIDENT_TILES = S_PER_QUANTISED_ELEMENT, BOOST_S
+K_MULTIPLE, N_MULTIPLE = HAS_VECTORS, S_PER_QUANTISED_BLOCK
 NARROW_SLOWDOWN, UNALIGNED_SLOWDOWN, FIRST_TUNED, END_TUNED = LONE_SLOWDOWN, POWER_SLOWDOWN, FIRST_LAUNCH, END_LAUNCH
 EXPERT_COLUMNS = (NARROW_SLOWDOWN, UNALIGNED_SLOWDOWN, RESIDENT_TILES, K_MULTIPLE, N_MULTIPLE)
 """Columns that decide prices of expert FFNs besides, where they are not 1."""
@@ -68,13 +64,13 @@ _ALIGNED_INPUTS = 16  # what strides must be a multiple of, so that Triton loads
 LAUNCH_M, LAUNCH_N, LAUNCH_K, LAUNCH_MULTIPLE, LAUNCH_S, LAUNCH_COLUMNS = range(6)
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-_SPLIT_WAVES = 4  # work in more waves than this is never split along k
+_SPLIT_WAVES = 4  # assumption: work in more waves than this is never split along k
 _MIN_K = 64.0  # elements of k that a main loop takes at a time
 _NARROW_STEPS = 2.0  # of a main loop that takes half a cache line of k at a time, for one of others
 _STATE_BYTES = 4.0  # an element of a hidden state, read and written
 _PARTIAL_BYTES = 8.0  # a partial sum in fp32, written and read
 _GROUP, _BLOCK_GROUPS, _BLOCK_WARPS = 128, 16, 8  # elements with a scale; most of these, and warps, in a thread block
-_FULL_SHARE = 1.1  # of the L2 that keeps all of some weights, those of which it keeps none
+_FULL_SHARE = 1.1  # assumption: weights of which L2 keeps none, in those of which it keeps all
 
 
 @njit(cache=True)

@@ -29,8 +29,9 @@ from moesim.units import Seconds
 
 Framework = Literal["vllm", "sglang", "trtllm"]
 FRAMEWORKS: tuple[str, ...] = get_args(Framework)
-KernelSet = Framework | Literal["vllm_marlin", "vllm_triton"]
-KERNEL_SETS: tuple[str, ...] = (*FRAMEWORKS, "vllm_marlin", "vllm_triton")
+_Variant = Literal["vllm_marlin", "vllm_triton"]
+KernelSet = Framework | _Variant
+KERNEL_SETS: tuple[str, ...] = (*FRAMEWORKS, *get_args(_Variant))
 TimedKind = Literal["attention", "experts", "dense", "communication", "other", "prompts"]
 """What a time scale applies to: kinds of operators, and all operators of steps with prompts."""
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.errors import DataError
 from moesim.hw_models.calibration.aiconfigurator import check_times, read_table
 from moesim.hw_models.calibration.measured import Floats, Measured, Source, group_numbers
-from moesim.hw_models.calibration.tables import joined_tables, operator_table
+from moesim.hw_models.calibration.tables import operator_table
 from moesim.workloads.operator_table import ATTENTION, DTYPE_CODES, DTYPES, OperatorTable
 
 _ACTIVATION_BYTES = 2.0
@@ -223,13 +223,3 @@ def read_mixed_attention(file: Path, heads: int, kv_heads: int, head_dim: int) -
     source = Source("LLMServingSim (KAIST)", "RTX PRO 6000", "vllm", "0.19.0", "attention of mixed steps")
     labels = {"tokens": chunk, "context": context, "sequences": decodes, "decode_context": decode_context}
     return Measured(table, time_us * 1e-6, np.zeros(len(rows), np.int64), source, labels)
-
-
-def joined(parts: list[Measured[OperatorTable]]) -> Measured[OperatorTable]:
-    """The rows of several sets in order, with the labels that all have; shapes of two sets are distinct."""
-    offsets = np.cumsum([0, *(part.group.max() + 1 for part in parts)])
-    group = np.concatenate([part.group + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
-    shared = set.intersection(*(set(part.labels) for part in parts))
-    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in sorted(shared)}
-    time_s = np.concatenate([part.time_s for part in parts])
-    return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)

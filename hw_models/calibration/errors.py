@@ -11,6 +11,11 @@ BUCKETS_S = {"<30 us": (0.0, 30e-6), "30-100 us": (30e-6, 100e-6), ">100 us": (1
 _LEAST_STATED = 0.001
 
 
+def soft_l1(errors: Floats, scale: float) -> Floats:
+    """Loss of each error: its square where it is far below `scale`, and growing with itself far above."""
+    return 2 * scale**2 * (np.sqrt(1 + (errors / scale) ** 2) - 1)
+
+
 @dataclass(frozen=True)
 class ErrorSummary:
     """Of e = predicted / measured - 1.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.errors import DataError
-from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets
+from moesim.hw_models.calibration.errors import ErrorSummary, error_buckets, soft_l1
 from moesim.hw_models.calibration.measured import Floats, Ints, Measured, T
 from moesim.hw_models.calibration.splits import folds, sample
 
@@ -168,7 +168,7 @@ def fit(
     starts = [*_starts(space, settings)]
     if known:
         points = [np.log([free.start for free in _started(space, values).values()]) for values in known]
-        starts.append(min(points, key=lambda point: _soft_l1(residuals(point) / settings.softness)))
+        starts.append(min(points, key=lambda point: float(soft_l1(residuals(point), settings.softness).sum())))
     for start in starts:
         found = least_squares(
             residuals,
@@ -187,11 +187,6 @@ def fit(
         name: min(max(value, free.low), free.high)
         for (name, free), value in zip(space.items(), found_values, strict=True)
     }
-
-
-def _soft_l1(errors: Floats) -> float:
-    """The loss that is minimised, but for a factor."""
-    return float(np.sqrt(1 + errors**2).sum())
 
 
 def _started(space: Mapping[str, Free], present: Mapping[str, float]) -> dict[str, Free]:

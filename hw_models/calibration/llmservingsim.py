@@ -6,7 +6,7 @@ layers run between repetitions there, so weights and caches come from DRAM.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moesim.configs.loader import shipped
 from moesim.errors import DataError, InputError
 from moesim.hw_models.calibration.measured import Floats, Ints, Measured, Source, group_numbers
-from moesim.hw_models.calibration.tables import joined_tables
+from moesim.hw_models.calibration.tables import joined_sets, joined_tables
 from moesim.workloads.models import load_model
 from moesim.workloads.operator_plan import EXPERTS, OperatorPlan
 from moesim.workloads.operator_table import OperatorTable
@@ -132,11 +132,9 @@ def read_elementwise(data: Path, device: str) -> Measured[OperatorTable]:
         for measured in read_profile(profile)
         if measured.source.kernel.startswith("elementwise")
     ]
-    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
+    rows = _in_order(data, "dense.csv", parts)
     model = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    group = group_numbers([model, labels["layer"]])
-    time_s = np.concatenate([part.time_s for part in parts])
-    return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)
+    return replace(rows, group=group_numbers([model, rows.labels["layer"]]))
 
 
 def read_routed(data: Path, device: str) -> Measured[OperatorTable]:
@@ -153,15 +151,10 @@ def read_routed(data: Path, device: str) -> Measured[OperatorTable]:
         for part in read_profile(profile)
         if part.source.kernel.startswith(EXPERTS)
     ]
-    parts = [part for _, part in found]
-    if not parts:
-        raise DataError(str(data), "must hold moe.csv in profiles of shipped models", 0)
-    active = np.concatenate([(part.table.expert_tokens > 0).sum(axis=1) for part in parts])
-    model = np.repeat([number for number, _ in found], [len(part) for part in parts])
-    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
-    time_s = np.concatenate([part.time_s for part in parts])
-    table = joined_tables([part.table for part in parts])
-    return Measured(table, time_s, group_numbers([model, active]), parts[0].source, labels)
+    rows = _in_order(data, "moe.csv", [part for _, part in found])
+    active = np.concatenate([(part.table.expert_tokens > 0).sum(axis=1) for _, part in found])
+    model = np.repeat([number for number, _ in found], [len(part) for _, part in found])
+    return replace(rows, group=group_numbers([model, active]))
 
 
 def read_cold_products(data: Path, device: str) -> Measured[OperatorTable]:
@@ -173,19 +166,25 @@ def read_cold_products(data: Path, device: str) -> Measured[OperatorTable]:
     Raises:
         DataError: as `profiles_of` and `read_profile`.
     """
-    found = []
-    for number, profile in enumerate(profiles_of(data, device)):
+    parts: list[Measured[OperatorTable]] = []
+    for profile in profiles_of(data, device):
         experts = OperatorPlan(load_model(str(profile.model))).experts
         least = 0 if experts is None else _TOKENS_PER_EXPERT * experts.slots // experts.block.top_k
         products = [part for part in read_profile(profile) if part.source.kernel.startswith("gemm")]
-        found += [(number, part.take(np.flatnonzero(part.labels["tokens"] >= least))) for part in products]
-    parts = [part for _, part in found]
-    group = group_numbers(
-        [np.repeat([one for one, _ in found], list(map(len, parts))), np.concatenate([part.group for part in parts])]
-    )
-    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
-    time_s = np.concatenate([part.time_s for part in parts])
-    return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)
+        parts += [part.take(np.flatnonzero(part.labels["tokens"] >= least)) for part in products]
+    return _in_order(data, "dense.csv", parts)
+
+
+def _in_order(data: Path, file: str, parts: Sequence[Measured[OperatorTable]]) -> Measured[OperatorTable]:
+    """The rows of all parts; groups of two parts are distinct.
+
+    Raises:
+        DataError: there are none.
+    """
+    kept = [part for part in parts if len(part)]
+    if not kept:
+        raise DataError(str(data), f"must hold rows of {file} in profiles of shipped models", 0)
+    return joined_sets(kept)
 
 
 def stays_in_l2(experts: Measured[OperatorTable]) -> NDArray[np.bool_]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from moesim.errors import DataError
 from moesim.hw_models.calibration.attention_fit import US
 from moesim.hw_models.calibration.attention_plan import AttentionPlan
-from moesim.hw_models.calibration.attention_rows import joined, read_mixed_attention
+from moesim.hw_models.calibration.attention_rows import read_mixed_attention
 from moesim.hw_models.calibration.fit import STANDARD, FitResult, Free, Progress, Settings, calibrate
 from moesim.hw_models.calibration.llmservingsim import profiles_of
 from moesim.hw_models.calibration.measured import Floats, Measured
+from moesim.hw_models.calibration.tables import joined_sets
 from moesim.hw_models.gpu import GPU, GpuConfig
 from moesim.workloads.attention_blocks import GroupedQueryAttention
 from moesim.workloads.models import load_model
@@ -110,7 +111,7 @@ def _read_steps(data: Path, device: str, *, prefills: bool) -> Measured[Operator
                 parts.append(replace(measured.take(np.flatnonzero(chosen)), source=profile.source(kernel)))
     if not parts:
         raise DataError(str(data), "must hold attention.csv in profiles of models with grouped-query attention")
-    return joined(parts)
+    return joined_sets(parts)
 
 
 def mixed_plans(config: GpuConfig, measured: Measured[OperatorTable]) -> list[MixedPlan]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moesim.hw_models.calibration.measured import Floats
+from moesim.hw_models.calibration.measured import Floats, Measured
 from moesim.workloads.operator_table import DTYPE_CODES, DTYPES, GEMM, GROUPED_GEMM, OperatorTable
 
 _ACTIVATION_BYTES = 2.0
@@ -128,3 +128,16 @@ def joined_tables(tables: Sequence[OperatorTable]) -> OperatorTable:
     names = tuple(dict.fromkeys(table.operators[code] for table in tables for code in table.operator))
     codes = [names.index(table.operators[code]) for table in tables for code in table.operator]
     return replace(tables[0], operators=names, **columns | {"operator": np.array(codes, np.int8)})
+
+
+def joined_sets(parts: Sequence[Measured[OperatorTable]]) -> Measured[OperatorTable]:
+    """The rows of several sets in order, with the labels that all have; shapes of two sets are distinct.
+
+    Takes at least one set, and has the source of the first.
+    """
+    offsets = np.cumsum([0, *(part.group.max() + 1 for part in parts)])
+    group = np.concatenate([part.group + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
+    shared = set.intersection(*(set(part.labels) for part in parts))
+    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in sorted(shared)}
+    time_s = np.concatenate([part.time_s for part in parts])
+    return Measured(joined_tables([part.table for part in parts]), time_s, group, parts[0].source, labels)

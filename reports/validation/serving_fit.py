@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.hw_models.calibration.errors import soft_l1
 from moesim.reports.validation.serving_deployment import Deployment
 from moesim.reports.validation.serving_profile import Profile
 from moesim.simulator.scheduler import SchedulerSettings
@@ -150,7 +151,7 @@ def fit(measured: Measured) -> dict[str, float]:
     def residuals(steps: Floats) -> Floats:
         values = dict(zip((one.name for one in constants), (start + steps * spread).tolist(), strict=True))
         errors = np.log(measured.predicted_s(values) / measured.measured_s)
-        soft = _SOFT * np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + (errors / _SOFT) ** 2) - 1))
+        soft = np.sign(errors) * np.sqrt(soft_l1(errors, _SOFT))
         prior = _PRIOR * steps
         return np.concatenate([soft.ravel() * np.sqrt(20.0 / max(rows, 20)), prior])
 

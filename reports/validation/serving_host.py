@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.reports.validation.serving_deployment import Deployment
+from moesim.hw_models.calibration.errors import soft_l1
+from moesim.reports.validation.serving_deployment import OPS, STATISTICS, Deployment, measured_statistics
 from moesim.reports.validation.serving_recorded import read_latencies, read_run
 from moesim.reports.validation.serving_replay import request_times
 
@@ -22,7 +23,6 @@ _STEPS_S = (4e-4, 2e-6, 2e-3)
 _SOFT = 0.05
 """Errors (of the logarithm) above this weigh linearly rather than as squares: a request that just misses a step waits
 for a whole one more."""
-_PERCENTILES = (50, 90, 95, 99)
 _RUNS, _SEARCHES = 60, 3
 """Replays of a search, and searches: each from what the one before found, as a replay is no smooth function."""
 
@@ -42,8 +42,7 @@ def fit_host(folder: Path) -> dict[str, float]:
 
     def loss(values: Floats) -> float:
         predicted_s = _predicted_s(deployment, np.abs(values))
-        error = np.log(predicted_s / measured_s)
-        robust = 2 * _SOFT**2 * (np.sqrt(1 + (error / _SOFT) ** 2) - 1)
+        robust = soft_l1(np.log(predicted_s / measured_s), _SOFT)
         summed = np.log(_statistics(predicted_s) / _statistics(measured_s))
         return float(robust.mean(axis=1).sum() + np.square(summed).sum())
 
@@ -63,8 +62,8 @@ def fit_host(folder: Path) -> dict[str, float]:
 
 def _statistics(times_s: Floats) -> Floats:
     """float64[mean and percentiles, op] of float64[op, request]."""
-    statistics: Floats = np.vstack([times_s.mean(axis=1), np.percentile(times_s, _PERCENTILES, axis=1)])
-    return statistics
+    stated = measured_statistics(dict(zip(OPS, times_s, strict=True)))
+    return np.array([[stated[op][name] for op in OPS] for name in STATISTICS])
 
 
 def _predicted_s(deployment: Deployment, values: Floats) -> Floats:

@@ -17,6 +17,7 @@ from moesim.search.processes import as_they_finish
 from moesim.search.runs import setup_key
 from moesim.simulator.metrics import request_latencies
 from moesim.simulator.scenario import Setup, load_scenario, prepare
+from moesim.simulator.serving_record import ServingRecord
 from moesim.simulator.simulate import build_pipelines, serve
 from moesim.workloads.npz_files import npz_members
 
@@ -81,7 +82,10 @@ def request_times(deployment: Deployment) -> dict[str, NDArray[np.float64]]:
         InputError: it cannot.
     """
     setup = prepare(*load_scenario(deployment.scenario or {}, deployment.assignments))
-    record = serve(setup, build_pipelines(setup))
+    return _latencies(deployment, setup, serve(setup, build_pipelines(setup)))
+
+
+def _latencies(deployment: Deployment, setup: Setup, record: ServingRecord) -> dict[str, NDArray[np.float64]]:
     start_s = record.queued_s if deployment.from_queue else record.arrival_s
     return request_latencies(start_s, record.first_token_s, record.last_token_s, setup.requests.output_tokens)
 
@@ -92,8 +96,7 @@ def _simulate(deployment: Deployment, setup: Setup) -> Outcome:
     recorder = ProfileRecorder(pipelines[0].stages[0]) if profiled else None
     record = serve(setup, pipelines, on_step=recorder.note_step if recorder else None)
     outputs = setup.requests.output_tokens
-    start_s = record.queued_s if deployment.from_queue else record.arrival_s
-    table = request_latencies(start_s, record.first_token_s, record.last_token_s, outputs)
+    table = _latencies(deployment, setup, record)
     weights = request_weights(deployment, len(outputs))
     predicted_s = statistics(table, weights, deployment.tokens_per_step)
     if recorder is None:
