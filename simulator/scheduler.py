@@ -82,6 +82,12 @@ class SchedulerSettings(Config):
         description="host time per prompt token before that, one request after another, to turn text into tokens; 0 "
         "where requests come as tokens",
     )
+    stream_s: Seconds = Field(
+        0.0, description="from a step's end until clients have its tokens: other processes, detokenizer, HTTP"
+    )
+    stream_token_s: Seconds = Field(
+        0.0, description="the same per token that the step gives, as one process passes on those of all requests"
+    )
     eager_operator_s: Seconds = Field(
         0.0,
         description="host time to launch one operator (a few kernels) of a step with prompts from Python instead of as "

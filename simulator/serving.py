@@ -4,9 +4,9 @@ SimPy keeps the clock of the outer world (arrivals, ends of steps, transfers of 
 its own clock from 0, and its makespan is added once, so a step's duration does not depend on when it happens.
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 import simpy
@@ -93,7 +93,7 @@ class ServingLoop:
         self.decoding = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role == "decode"])
         self.policy = POLICIES[self.load_balancing]
         self.next_request = self.finished = 0
-        self._on_their_way: deque[float] = deque()  # when those that have arrived will be queued
+        self._on_their_way: list[float] = []  # heap of when those that will arrive next will be queued
         self._tokenised_s = 0.0  # when all that have arrived are tokens
         concurrency = self.requests.concurrency
         self.env.process(self._open_loop() if concurrency is None else self._closed_loop(concurrency))
@@ -126,21 +126,21 @@ class ServingLoop:
         yield self.env.timeout(0.0)
         self._submit_next(concurrency, 0.0)
 
-    def _submit_next(self, count: int, now_s: float) -> None:
-        """The next requests arrive."""
+    def _submit_next(self, count: int, arrival_s: float) -> None:
+        """The next requests arrive, now or a little later."""
         last = min(self.next_request + count, len(self.requests))
         for request in range(self.next_request, last):
-            self.record.arrival_s[request] = now_s
-            self._tokenised_s, queued_s = self._times(request, now_s)
-            if queued_s > now_s:
-                self._on_their_way.append(queued_s)
-                self.env.process(self._queue_later(request, queued_s - now_s))
+            self.record.arrival_s[request] = arrival_s
+            self._tokenised_s, queued_s = self._times(request, arrival_s)
+            if queued_s > self.env.now:
+                heappush(self._on_their_way, queued_s)
+                self.env.process(self._queue_later(request, queued_s - self.env.now))
             else:
                 self._queue(request)
         self.next_request = last
 
     def _times(self, request: int, now_s: float) -> tuple[float, float]:
-        """When a request that arrives now will be tokens, behind those that came before it, and when it is queued.
+        """When a request that arrives then will be tokens, behind those that came before it, and when it is queued.
 
         All requests pass through one front end, with the settings of the first pool that runs prompts.
         """
@@ -154,7 +154,7 @@ class ServingLoop:
     def _queue_later(self, request: int, delay_s: float) -> Generator[simpy.Event, None, None]:
         """Requests pass through other processes before the engine sees them."""
         yield self.env.timeout(delay_s)
-        self._on_their_way.popleft()
+        heappop(self._on_their_way)
         self._queue(request)
 
     def _queue(self, request: int) -> None:
@@ -189,24 +189,27 @@ class ServingLoop:
             self.on_step(number, replica.number, passage)
 
     def _complete(self, replica: Replica, passage: Passage) -> None:
-        """Tokens appear at the end of the step that computed them."""
+        """Tokens appear at the end of the step that computed them, and reach clients a little later."""
         finished, step = 0, passage.step
+        settings = replica.pipeline.pool.scheduler
+        stream_s = settings.stream_s + settings.stream_token_s * int(step.samples.sum())
         for rank in self._ranks_of[replica.number]:
             mine = step.rank == rank.index
             if mine.any():
-                finished += self._complete_rank(rank, step.request[mine], passage.repeats)
+                finished += self._complete_rank(rank, step.request[mine], passage.repeats, stream_s)
         if finished:
             self.finished += finished
             if self.requests.concurrency is not None:
-                self._submit_next(finished, self.env.now)
+                self._submit_next(finished, self.env.now + stream_s)
             if self.on_progress:
                 self.on_progress(self.finished)
 
-    def _complete_rank(self, rank: Rank, request: Ints, repeats: int) -> int:
+    def _complete_rank(self, rank: Rank, request: Ints, repeats: int, stream_s: float) -> int:
         """Account a rank's part of a step, or of so many equal ones; returns how many requests are done."""
         sampled, finished, parked = rank.scheduler.complete(request, repeats)
         is_first = self.states.generated[sampled] == 1
         self.record.note_tokens(sampled, is_first, self.env.now, self.warmup_requests, repeats)
+        self.record.note_streams(sampled, is_first, stream_s)
         for one in parked.tolist():
             self.states.kv_rank[one] = rank.number
             self._deal(one, self.decoding)

@@ -52,7 +52,7 @@ def result_tables(served: Served) -> dict[str, Columns]:
 
 def _requests(served: Served) -> Columns:
     requests, record, scenario = served.setup.requests, served.record, served.setup.scenario
-    times = (record.arrival_s, record.first_token_s, record.last_token_s)
+    times = (record.arrival_s, record.first_received_s, record.last_received_s)
     return {
         "request": np.arange(len(requests.arrival_s)),
         "arrival_s": record.arrival_s,
@@ -61,8 +61,8 @@ def _requests(served: Served) -> Columns:
         "output_tokens": requests.output_tokens,
         "replica": record.replica,
         "rank": record.rank,
-        "first_token_s": record.first_token_s,
-        "last_token_s": record.last_token_s,
+        "first_token_s": record.first_received_s,
+        "last_token_s": record.last_received_s,
         **request_latencies(*times, requests.output_tokens),
         "largest_gap_s": record.largest_gap_s,
         "preemptions": record.preemptions,

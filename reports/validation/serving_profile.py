@@ -63,7 +63,8 @@ class Profile:
         sequences: float64[row], of the rank that has most.
         prompts: float64[row], 1 where the step has prompts.
         launches: operators and collectives that a step runs on a device.
-        between_s: float64[2], what mean TTFT and TPOT hold beside steps: requests on their way to an idle engine.
+        between_s: float64[2], what mean TTFT and TPOT hold beside steps: requests on their way to an idle engine,
+            and tokens to clients.
     """
 
     weights: Floats
@@ -123,8 +124,8 @@ class Profile:
 
 def _means_s(record: ServingRecord, shares: Floats, later: Floats) -> Floats:
     """float64[2]: mean TTFT and TPOT of a run."""
-    tpot_s = _per_token(shares, later) @ (record.last_token_s - record.first_token_s)
-    return np.array([shares @ (record.first_token_s - record.arrival_s), tpot_s])
+    tpot_s = _per_token(shares, later) @ (record.last_received_s - record.first_received_s)
+    return np.array([shares @ (record.first_received_s - record.arrival_s), tpot_s])
 
 
 def _per_token(shares: Floats, later: Floats) -> Floats:

@@ -86,8 +86,11 @@ def request_times(deployment: Deployment) -> dict[str, NDArray[np.float64]]:
 
 
 def _latencies(deployment: Deployment, setup: Setup, record: ServingRecord) -> dict[str, NDArray[np.float64]]:
-    start_s = record.queued_s if deployment.from_queue else record.arrival_s
-    return request_latencies(start_s, record.first_token_s, record.last_token_s, setup.requests.output_tokens)
+    """By the client's clock, or by the engine's where that is what was recorded."""
+    times_s = record.arrival_s, record.first_received_s, record.last_received_s
+    if deployment.from_queue:
+        times_s = record.queued_s, record.first_token_s, record.last_token_s
+    return request_latencies(*times_s, setup.requests.output_tokens)
 
 
 def _simulate(deployment: Deployment, setup: Setup) -> Outcome:

@@ -116,6 +116,29 @@ def test_prompts_become_tokens_one_after_another(tiny):
     assert waited[1:3] == pytest.approx([2.0, 3.0], rel=0.01)
 
 
+@pytest.mark.parametrize("fast_forward", [1, 16])
+def test_clients_have_tokens_a_little_after_the_step_that_gives_them(tiny, fast_forward):
+    requests = listed([0.0, 0.0, 5.0])
+    plain, late = (
+        simulate(tiny(scheduler=settings, requests=requests, fast_forward=fast_forward))
+        for settings in (scheduler(), scheduler(stream_s=0.01, stream_token_s=0.002))
+    )
+    waited = late.tables["requests"]["ttft_s"] - plain.tables["requests"]["ttft_s"]
+    assert waited == pytest.approx([0.014, 0.014, 0.012], abs=1e-9)  # two tokens of one step, then one
+    assert late.tables["requests"]["tpot_s"] == pytest.approx(plain.tables["requests"]["tpot_s"], rel=1e-6)
+    assert late.tables["steps"]["start_s"] == pytest.approx(plain.tables["steps"]["start_s"])  # the engine goes on
+
+
+@pytest.mark.parametrize("fast_forward", [1, 8])
+def test_a_client_asks_again_when_it_has_its_last_token(tiny, fast_forward):
+    settings = scheduler(stream_s=0.5, async_host=True)
+    served = simulate(tiny(scheduler=settings, concurrency=2, fast_forward=fast_forward)).tables["requests"]
+    later = served["arrival_s"][2:]
+    ends_s = np.sort(served["last_token_s"])[: len(later)]
+    assert np.sort(later) == pytest.approx(ends_s)
+    assert (served["queued_s"] > served["arrival_s"] - 1e-9).all()
+
+
 def test_prompts_wait_until_all_attention_ranks_have_one(tiny):
     settings = scheduler(max_num_seqs=2, balance_steps=7)
     requests = {
