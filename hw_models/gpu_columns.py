@@ -61,8 +61,9 @@ class Residuals(NamedTuple):
     """
 
     feature: NDArray[np.int8]
-    value: NDArray[np.float32]
+    threshold: NDArray[np.float32]
     left: NDArray[np.int32]
+    value: NDArray[np.float32]
     roots: NDArray[np.int32]
     models: Floats
 

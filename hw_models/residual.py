@@ -19,6 +19,8 @@ from moesim.files import whole_file
 from moesim.workloads.npz_files import npz_members
 
 FOLDER = Path(__file__).parent.parent / "configs" / "devices" / "residuals"
+TREES_TOGETHER = 4
+"""Trees that the kernel walks at a time."""
 _ARRAYS = {"feature": np.int8, "value": np.float32, "left": np.int32, "roots": np.int32}
 
 
@@ -87,20 +89,30 @@ def _model(arrays: Mapping[str, NDArray[Any]], name: str) -> Trees:
 
 
 def joined(models: Sequence[tuple[int, int, Trees]], planes: int, columns: int) -> tuple[NDArray[Any], ...]:
-    """Arrays for the kernel: feature, value, left, roots, and float64[plane, column, 4].
+    """Arrays for the kernel: feature, threshold, left, value, roots, and float64[plane, column, 4].
 
-    A model's place is its plane and its column: a weight format, or one of the attention kernels.
+    A model's place is its plane and its column: a weight format, or one of the attention kernels. Node 0 is a tree that
+    adds nothing; it fills the trees of a model up to a multiple of `TREES_TOGETHER`.
 
     The last holds first and end tree, and the range of the logarithm of the factor; no trees where there is no model.
     """
     table = np.zeros((planes, columns, 4))
-    parts: dict[str, list[NDArray[Any]]] = {key: [np.zeros(0, kind)] for key, kind in _ARRAYS.items()}
-    nodes = trees = 0
+    feature, value, left = [np.full(1, -1, np.int8)], [np.zeros(1, np.float32)], [np.zeros(1, np.int32)]
+    roots = [np.zeros(0, np.int32)]
+    nodes, trees = 1, 0
     for plane, column, model in models:
-        table[plane, column] = trees, trees + len(model.roots), model.low, model.high
-        parts["feature"].append(model.feature)
-        parts["value"].append(model.value)
-        parts["left"].append((model.left + nodes).astype(np.int32))
-        parts["roots"].append((model.roots + nodes).astype(np.int32))
-        nodes, trees = nodes + len(model.feature), trees + len(model.roots)
-    return (*(np.concatenate(parts[key]) for key in _ARRAYS), table)
+        feature.append(model.feature)
+        value.append(model.value)
+        left.append((model.left + nodes).astype(np.int32))
+        roots.append(np.pad((model.roots + nodes).astype(np.int32), (0, -len(model.roots) % TREES_TOGETHER)))
+        table[plane, column] = trees, trees + len(roots[-1]), model.low, model.high
+        nodes, trees = nodes + len(model.feature), trees + len(roots[-1])
+    endless = _endless(np.concatenate(feature), np.concatenate(value), np.concatenate(left))
+    return *endless, np.concatenate(value), np.concatenate(roots), table
+
+
+def _endless(feature: NDArray[Any], value: NDArray[Any], left: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Features, thresholds and left children with which every node leads on: a leaf to itself."""
+    is_leaf = feature < 0
+    own = np.arange(len(feature), dtype=np.int32)
+    return np.maximum(feature, 0), np.where(is_leaf, np.float32(np.inf), value), np.where(is_leaf, own, left)
