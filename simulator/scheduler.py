@@ -86,7 +86,9 @@ class SchedulerSettings(Config):
         0.0, description="from a step's end until clients have its tokens: other processes, detokenizer, HTTP"
     )
     stream_token_s: Seconds = Field(
-        0.0, description="the same per token that the step gives, as one process passes on those of all requests"
+        0.0,
+        description="the same per sequence that the step gives a token, as one process passes them on; measured to 64 "
+        "sequences, and no bound on how many it passes on per second",
     )
     eager_operator_s: Seconds = Field(
         0.0,

@@ -20,7 +20,7 @@ from moesim.simulator.pipeline import Pipeline
 from moesim.simulator.pool import KvTransfer, Pool
 from moesim.simulator.replica import Passage, Replica
 from moesim.simulator.request_states import RequestStates
-from moesim.simulator.scheduler import RankScheduler
+from moesim.simulator.scheduler import RankScheduler, SchedulerSettings
 from moesim.simulator.serving_record import ServingRecord, StepMeasures
 from moesim.workloads.requests import Requests
 
@@ -95,6 +95,7 @@ class ServingLoop:
         self.next_request = self.finished = 0
         self._on_their_way: list[float] = []  # heap of when those that will arrive next will be queued
         self._tokenised_s = 0.0  # when all that have arrived are tokens
+        self._received_s = 0.0  # when clients have all tokens of steps that have ended
         concurrency = self.requests.concurrency
         self.env.process(self._open_loop() if concurrency is None else self._closed_loop(concurrency))
         self.env.run()
@@ -140,16 +141,18 @@ class ServingLoop:
         self.next_request = last
 
     def _times(self, request: int, now_s: float) -> tuple[float, float]:
-        """When a request that arrives then will be tokens, behind those that came before it, and when it is queued.
-
-        All requests pass through one front end, with the settings of the first pool that runs prompts.
-        """
-        settings = self.first.ranks[0].replica.pipeline.pool.scheduler
+        """When a request that arrives then will be tokens, behind those that came before it, and when it is queued."""
+        settings = self._front_end
         tokenised_s = now_s
         if settings.tokenise_s > 0:
             own_s = settings.tokenise_s * float(self.requests.prompt_tokens[request])
             tokenised_s = max(now_s, self._tokenised_s) + own_s
         return tokenised_s, tokenised_s + settings.request_host_s
+
+    @property
+    def _front_end(self) -> SchedulerSettings:
+        """Settings of the one front end between clients and engines: those of the first pool that runs prompts."""
+        return self.first.ranks[0].replica.pipeline.pool.scheduler
 
     def _queue_later(self, request: int, delay_s: float) -> Generator[simpy.Event, None, None]:
         """Requests pass through other processes before the engine sees them."""
@@ -159,6 +162,7 @@ class ServingLoop:
 
     def _queue(self, request: int) -> None:
         """The engine that will run its prompt sees a request."""
+        self.record.reached_s[request] = self.env.now
         rank = self._deal(request, self.first)
         self.record.prefill_replica[request] = rank.replica.number
 
@@ -191,25 +195,25 @@ class ServingLoop:
     def _complete(self, replica: Replica, passage: Passage) -> None:
         """Tokens appear at the end of the step that computed them, and reach clients a little later."""
         finished, step = 0, passage.step
-        settings = replica.pipeline.pool.scheduler
-        stream_s = settings.stream_s + settings.stream_token_s * int(step.samples.sum())
+        stream_s = self._front_end.stream_s + self._front_end.stream_token_s * int(step.samples.sum())
+        self._received_s = max(self._received_s, self.env.now + stream_s)
         for rank in self._ranks_of[replica.number]:
             mine = step.rank == rank.index
             if mine.any():
-                finished += self._complete_rank(rank, step.request[mine], passage.repeats, stream_s)
+                finished += self._complete_rank(rank, step.request[mine], passage.repeats)
         if finished:
             self.finished += finished
             if self.requests.concurrency is not None:
-                self._submit_next(finished, self.env.now + stream_s)
+                self._submit_next(finished, self._received_s)
             if self.on_progress:
                 self.on_progress(self.finished)
 
-    def _complete_rank(self, rank: Rank, request: Ints, repeats: int, stream_s: float) -> int:
+    def _complete_rank(self, rank: Rank, request: Ints, repeats: int) -> int:
         """Account a rank's part of a step, or of so many equal ones; returns how many requests are done."""
         sampled, finished, parked = rank.scheduler.complete(request, repeats)
         is_first = self.states.generated[sampled] == 1
-        self.record.note_tokens(sampled, is_first, self.env.now, self.warmup_requests, repeats)
-        self.record.note_streams(sampled, is_first, stream_s)
+        times_s = self.env.now, self._received_s
+        self.record.note_tokens(sampled, is_first, times_s, self.warmup_requests, repeats)
         for one in parked.tolist():
             self.states.kv_rank[one] = rank.number
             self._deal(one, self.decoding)

@@ -33,10 +33,11 @@ class ServingRecord:
     """A run, written down while it goes on."""
 
     arrival_s: Floats
+    reached_s: Floats  # when it reached an engine, which looks for requests between two steps
     first_token_s: Floats  # end of the step that gave it
     last_token_s: Floats
-    first_stream_s: Floats  # from there until the client had it
-    last_stream_s: Floats
+    first_received_s: Floats  # when the client had it
+    last_received_s: Floats
     replica: Ints  # that of the last token
     queued_s: Floats  # when an engine saw it
     rank: Ints  # within the replica
@@ -56,10 +57,11 @@ class ServingRecord:
         n = len(states.prompt)
         return cls(
             arrival_s=np.full(n, np.nan),
+            reached_s=np.full(n, np.nan),
             first_token_s=np.full(n, np.nan),
             last_token_s=np.full(n, np.nan),
-            first_stream_s=np.zeros(n),
-            last_stream_s=np.zeros(n),
+            first_received_s=np.full(n, np.nan),
+            last_received_s=np.full(n, np.nan),
             replica=np.full(n, -1, dtype=np.int64),
             queued_s=states.queued_s,
             rank=states.rank,
@@ -75,35 +77,31 @@ class ServingRecord:
         )
 
     @property
-    def first_received_s(self) -> Floats:
-        """When clients had their first token."""
-        return self.first_token_s + self.first_stream_s
-
-    @property
-    def last_received_s(self) -> Floats:
-        """When clients had their last token."""
-        return self.last_token_s + self.last_stream_s
-
-    @property
     def duration_s(self) -> float:
-        """First arrival to last token."""
+        """First arrival until clients have every token."""
         return float(self.last_received_s.max() - self.arrival_s.min())
 
     def note_tokens(
-        self, sampled: Ints, is_first: NDArray[np.bool_], now_s: float, warmup_requests: int, repeats: int
+        self,
+        sampled: Ints,
+        is_first: NDArray[np.bool_],
+        times_s: tuple[float, float],
+        warmup_requests: int,
+        repeats: int,
     ) -> None:
-        """New output tokens of the requests `sampled`, so many of each, of some of them the first."""
+        """New output tokens of the requests `sampled`, so many of each, of some of them the first.
+
+        `times_s` is when the engine gives them, and when clients have them.
+        """
+        now_s, received_s = times_s
         self.first_token_s[sampled[is_first]] = now_s
+        self.first_received_s[sampled[is_first]] = received_s
         later = sampled[~is_first]
-        gap_s = (now_s - self.last_token_s[later]) / repeats
+        gap_s = (received_s - self.last_received_s[later]) / repeats
         self._note_gaps(gap_s[later >= warmup_requests], repeats)
         self.largest_gap_s[later] = np.maximum(self.largest_gap_s[later], gap_s)
         self.last_token_s[sampled] = now_s
-
-    def note_streams(self, sampled: Ints, is_first: NDArray[np.bool_], stream_s: float) -> None:
-        """How long the tokens of a step are on their way to clients, as in `note_tokens`."""
-        self.first_stream_s[sampled[is_first]] = stream_s
-        self.last_stream_s[sampled] = stream_s
+        self.last_received_s[sampled] = received_s
 
     def _note_gaps(self, gap_s: Floats, repeats: int) -> None:
         """Sequences that decode step after step wait equally long, so a step has a handful of different gaps."""

@@ -92,7 +92,7 @@ def _load(served: Served, tables: Tables) -> dict[str, Any]:
 
 
 def _transfers(requests: Columns) -> dict[str, Any]:
-    """Caches that moved from prefill to decode, and how long they took from first token to arrival."""
+    """Caches that moved from prefill to decode, and how long they took from the end of the prompt to arrival."""
     return {
         "kv_transfer_bytes": float(requests["kv_transfer_bytes"].sum()),
         **distribution("kv_transfer", requests["kv_transfer_s"]),

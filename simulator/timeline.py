@@ -95,12 +95,12 @@ def _label(graph: TaskGraph, task: int) -> str:
 
 
 def _write_requests(writer: TimelineWriter, record: ServingRecord) -> None:
-    """Each request from arrival to last token, on as few tracks as keep requests from overlapping."""
+    """Each request until its client has the last token, on as few tracks as keep requests from overlapping."""
     busy: list[tuple[float, int]] = []  # heap of (end, row)
     free: list[int] = []  # heap of rows
     tracks: list[int] = []
     for request in np.argsort(record.arrival_s, kind="stable"):
-        arrival_s, last_s = float(record.arrival_s[request]), float(record.last_token_s[request])
+        arrival_s, last_s = float(record.arrival_s[request]), float(record.last_received_s[request])
         while busy and busy[0][0] <= arrival_s:
             heappush(free, heappop(busy)[1])
         if not free:
@@ -108,7 +108,7 @@ def _write_requests(writer: TimelineWriter, record: ServingRecord) -> None:
             tracks.append(writer.track("requests", f"row {len(tracks)}"))
         row = heappop(free)
         heappush(busy, (last_s, row))
-        first_s = float(record.first_token_s[request])
+        first_s = float(record.first_received_s[request])
         names = [f"request {request} TTFT", f"request {request} decode"]
         starts, durations = np.array([arrival_s, first_s]), np.array([first_s - arrival_s, last_s - first_s])
         writer.slices(tracks[row], names, starts, durations)

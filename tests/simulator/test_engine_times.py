@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from perfetto.protos.perfetto.trace import perfetto_trace_pb2
 
 from moesim.simulator.simulate import simulate
 
@@ -127,6 +128,24 @@ def test_clients_have_tokens_a_little_after_the_step_that_gives_them(tiny, fast_
     assert waited == pytest.approx([0.014, 0.014, 0.012], abs=1e-9)  # two tokens of one step, then one
     assert late.tables["requests"]["tpot_s"] == pytest.approx(plain.tables["requests"]["tpot_s"], rel=1e-6)
     assert late.tables["steps"]["start_s"] == pytest.approx(plain.tables["steps"]["start_s"])  # the engine goes on
+
+
+def test_clients_have_tokens_in_the_order_of_steps(tiny):
+    """A step of one token follows one of many, which take longer to pass on."""
+    requests = listed([0.0] * 16, prompt=10, outputs=1) | {"output_tokens": [1] * 15 + [4]}
+    tables = simulate(tiny(scheduler=scheduler(stream_token_s=0.01), requests=requests)).tables["requests"]
+    assert tables["ttft_s"] == pytest.approx(0.16, rel=0.01)
+    assert tables["tpot_s"][15] >= 0.0
+    assert tables["largest_gap_s"][15] >= tables["tpot_s"][15]
+    assert (tables["e2e_s"] >= tables["ttft_s"]).all()
+
+
+def test_a_trace_shows_requests_as_clients_see_them(tiny):
+    result = simulate(tiny(scheduler=scheduler(stream_s=0.5), requests=listed([0.0])), timeline=True)
+    packets = perfetto_trace_pb2.Trace.FromString(result.timeline or b"").packet
+    begin = perfetto_trace_pb2.TrackEvent.TYPE_SLICE_BEGIN
+    begins_s = {p.track_event.name: p.timestamp * 1e-9 for p in packets if p.track_event.type == begin}
+    assert begins_s["request 0 decode"] == pytest.approx(result.tables["requests"]["first_token_s"][0], abs=1e-8)
 
 
 @pytest.mark.parametrize("fast_forward", [1, 8])

@@ -87,6 +87,15 @@ def test_requests_reach_the_pool_that_runs_prompts_by_its_own_settings(tiny):
     assert waits_s[1] == pytest.approx(waits_s[0], abs=1e-12)
 
 
+def test_all_tokens_pass_through_the_front_end_of_the_pool_that_runs_prompts(tiny):
+    slow = {"scheduler": {"stream_s": 0.05}}
+    pools = {"prefill": APART["prefill"] | slow, "decode": DECODE}
+    plain, late = (simulate(tiny(1, pools=some)).tables["requests"] for some in (APART, pools))
+    for name in ("ttft_s", "e2e_s"):
+        assert np.median(late[name] - plain[name]) == pytest.approx(0.05, rel=0.01)  # some meet others
+    assert late["tpot_s"] == pytest.approx(plain["tpot_s"], rel=0.2)
+
+
 # --- the router --------------------------------------------------------------------------------------------------
 
 

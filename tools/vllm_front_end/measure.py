@@ -21,8 +21,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,8 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("target", metavar="CSV", type=Path)
     options = parser.parse_args()
-    loads = [load for step_s in STEPS_S for load in measure(options.model, step_s)]
     with options.target.open("w", newline="", encoding="utf-8") as file:
+        loads = [load for step_s in STEPS_S for load in measure(options.model, step_s)]
         csv.writer(file).writerows([Load._fields, *([f"{value:.4g}" for value in load] for load in loads)])
     report(loads)
 
@@ -71,17 +72,17 @@ def measure(model: str, step_s: float) -> list[Load]:
         finally:
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGTERM)
-            server.wait()
+            server.wait(START_S)
 
 
 def start(model: str, step_s: float, log: Path) -> subprocess.Popen[bytes]:
     """A server that starts."""
     if answers():
-        raise SystemExit(f"port {PORT} is taken")
+        fail(f"port {PORT} is taken")
     flags = ["--max-model-len", "16384", "--no-enable-prefix-caching", "--max-num-batched-tokens", "8192"]
     command = [BIN / "vllm", "serve", model, "--port", str(PORT), "--disable-uvicorn-access-log", *flags]
     environment = os.environ | ENVIRONMENT | {"NULL_LOG": str(log), "NULL_STEP_S": str(step_s)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
 
 
 def wait_for(server: subprocess.Popen[bytes]) -> None:
@@ -89,7 +90,7 @@ def wait_for(server: subprocess.Popen[bytes]) -> None:
     end_s = time.monotonic() + START_S
     while not answers():
         if server.poll() is not None or time.monotonic() > end_s:
-            raise SystemExit("the server did not start; its messages are above")
+            fail("the server did not start; its messages are above")
         time.sleep(1.0)
 
 
@@ -98,8 +99,16 @@ def answers() -> bool:
     try:
         with urllib.request.urlopen(f"http://localhost:{PORT}/health", timeout=1.0):
             return True
-    except (urllib.error.URLError, TimeoutError):
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, HTTPException):
         return False
+
+
+def fail(why: str) -> NoReturn:
+    """End here."""
+    print(f"measure.py: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def run(model: str, folder: Path, log: Path, step_s: float, in_flight: int, prompt_tokens: int) -> Load:
@@ -109,16 +118,20 @@ def run(model: str, folder: Path, log: Path, step_s: float, in_flight: int, prom
     lengths = ["--random-input-len", str(prompt_tokens), "--random-output-len", str(OUTPUT_TOKENS)]
     counts = ["--max-concurrency", str(in_flight), "--num-prompts", str(prompts), "--random-range-ratio", "0.2"]
     saved = ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", f"{name}.json"]
-    client = ["--base-url", f"http://localhost:{PORT}", "--dataset-name", "random", "--ignore-eos", "--disable-tqdm"]
+    target = ["--base-url", f"http://localhost:{PORT}", "--dataset-name", "random", "--ignore-eos", "--disable-tqdm"]
     named = ["--model", model, "--request-id-prefix", f"{name}_"]
-    command = [BIN / "vllm", "bench", "serve", *client, *named, *lengths, *counts, *saved]
+    command = [BIN / "vllm", "bench", "serve", *target, *named, *lengths, *counts, *saved]
     print(f"steps of {step_s * 1e3:g} ms, {in_flight} in flight, {prompt_tokens} tokens", file=sys.stderr)
-    subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, check=True)
-    rows = matched(json.loads((folder / f"{name}.json").read_text()), log, name, in_flight)
+    ended = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, check=False)
+    saved_file = folder / f"{name}.json"
+    client = json.loads(saved_file.read_text()) if saved_file.exists() else {"failed": prompts}
+    if ended.returncode or client["failed"]:
+        fail(f"{client['failed']} of {prompts} requests failed")
+    rows = matched(client, log, name, in_flight)
     return Load(step_s * 1e3, in_flight, *np.mean(rows, axis=0).tolist())
 
 
-def matched(client: dict[str, list[float]], log: Path, name: str, first: int) -> list[tuple[float, ...]]:
+def matched(client: dict[str, Any], log: Path, name: str, first: int) -> list[tuple[float, ...]]:
     """Of each request after so many: prompt tokens, sequences, and the two times, ms."""
     arrived_s, firsts = read_log(log, name)
     rows = []
@@ -152,18 +165,20 @@ def report(loads: list[Load]) -> None:
         print(f"| {load.step_ms:g} | {load.in_flight} | {load.prompt_tokens:.0f} | {ways_ms} |")
     table = np.array(loads)
     columns = np.column_stack([np.ones(len(table)), table[:, 2], table[:, 3]])
-    (engine_error_ms, to_engine), (client_error_ms, to_client) = (solve(columns, table[:, way]) for way in (4, 5))
-    prompt_token_us = 1e3 * (to_engine[1] + to_client[1])
-    print(f"\nscheduler.request_host_s={to_engine[0]:.2g} ms scheduler.tokenise_s={prompt_token_us:.2g} us")
+    to_engine, to_client = (solve(columns, table[:, way]) for way in (4, 5))
+    used = np.array([to_engine[0] + to_client[0], to_engine[1] + to_client[1], to_client[2]])
+    error_ms = np.sqrt(np.mean((columns @ used - table[:, 4] - table[:, 5]) ** 2))
+    print(f"\nscheduler.request_host_s={to_engine[0]:.2g} ms scheduler.tokenise_s={1e3 * used[1]:.2g} us")
     print(f"scheduler.stream_s={to_client[0]:.2g} ms scheduler.stream_token_s={to_client[2]:.2g} ms")
-    print(f"errors: {engine_error_ms:.2g} ms to the engine, {client_error_ms:.2g} ms to the client")
-    print(f"not in the settings: {1e3 * to_engine[2]:.2g} us to the engine per sequence, as all share these cores")
+    print(f"error of both ways together with these settings: {error_ms:.2g} ms")
+    print(f"in tokenise_s, but on the way to the client: {1e3 * to_client[1]:.2g} us per prompt token")
+    print(f"in no setting: {1e3 * to_engine[2]:.2g} us per sequence on the way to the engine")
 
 
-def solve(columns: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Root mean square error and coefficients of a least-squares fit."""
+def solve(columns: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients of a least-squares fit."""
     found: NDArray[np.float64] = np.linalg.lstsq(columns, values, rcond=None)[0]
-    return float(np.sqrt(np.mean((columns @ found - values) ** 2))), found
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A worker whose model is a clock: steps take as long as they are told to, and give random tokens.
 
-`NULL_LOG` names the file that gets a line for every request that reaches the engine, and for every step that gives
-first tokens; times are seconds of the machine's monotonic clock, which a client on the same machine shares.
+`NULL_STEP_S` says how long a step takes beside its prompts, s. `NULL_LOG` names the file that gets a line for every
+request that reaches the engine, and for every step that gives first tokens; times are seconds of the machine's
+monotonic clock, which a client on the same machine shares.
 """
 
 import json
@@ -16,8 +17,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 
-STEP_S = float(os.environ.get("NULL_STEP_S", "8e-3"))
-PROMPT_TOKEN_S = float(os.environ.get("NULL_PROMPT_TOKEN_S", "20e-6"))
+PROMPT_TOKEN_S = 20e-6  # about what prompts of a large model take on one GPU
 MEMORY_BYTES = 4 << 30
 TOKENS = range(1000, 30000)
 
@@ -54,6 +54,7 @@ class NullWorker:
         """Note every request that reaches the engine of this process."""
         self.config = vllm_config
         self.log = Log(os.environ["NULL_LOG"])
+        self._step_s = float(os.environ["NULL_STEP_S"])
         self._free_s = 0.0  # when the device has done all it was given
         self._prompt: dict[str, int] = {}
         self._computed: dict[str, int] = {}
@@ -73,10 +74,10 @@ class NullWorker:
             is_sampled = before + count >= prompt
             first += [request] if before < prompt <= before + count else []
             tokens.append([random.choice(TOKENS)] if is_sampled else [])
-        end_s = max(time.perf_counter(), self._free_s) + STEP_S + PROMPT_TOKEN_S * prompt_tokens
+        end_s = max(time.perf_counter(), self._free_s) + self._step_s + PROMPT_TOKEN_S * prompt_tokens
         self._free_s = end_s
         if first:
-            self.log.write(first=first, end_s=end_s, sequences=len(tokens))
+            self.log.write(first=first, end_s=end_s, sequences=sum(map(bool, tokens)))
         requests = list(scheduled.num_scheduled_tokens)
         places = {request: place for place, request in enumerate(requests)}
         self._pending = Pending(ModelRunnerOutput(requests, places, tokens), end_s)
