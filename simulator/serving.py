@@ -162,7 +162,6 @@ class ServingLoop:
 
     def _queue(self, request: int) -> None:
         """The engine that will run its prompt sees a request."""
-        self.record.reached_s[request] = self.env.now
         rank = self._deal(request, self.first)
         self.record.prefill_replica[request] = rank.replica.number
 

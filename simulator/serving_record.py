@@ -33,7 +33,6 @@ class ServingRecord:
     """A run, written down while it goes on."""
 
     arrival_s: Floats
-    reached_s: Floats  # when it reached an engine, which looks for requests between two steps
     first_token_s: Floats  # end of the step that gave it
     last_token_s: Floats
     first_received_s: Floats  # when the client had it
@@ -57,7 +56,6 @@ class ServingRecord:
         n = len(states.prompt)
         return cls(
             arrival_s=np.full(n, np.nan),
-            reached_s=np.full(n, np.nan),
             first_token_s=np.full(n, np.nan),
             last_token_s=np.full(n, np.nan),
             first_received_s=np.full(n, np.nan),

@@ -138,19 +138,15 @@ def _per_token(shares: Floats, later: Floats) -> Floats:
 
 
 def _step_weights(record: ServingRecord, shares: Floats, later: Floats) -> tuple[Floats, Floats]:
-    """float64[step] each: share of the requests that wait for their first token in a step, and that decode in it.
-
-    Of the step that runs when a request reaches the engine, the part that is left counts.
-    """
+    """float64[step] each: share of the requests that wait for their first token in a step, and that decode in it."""
     steps = record.steps
     end_s = steps["start_s"] + steps["duration_s"]
-    reached = np.searchsorted(end_s, record.reached_s + _SAME_S)
-    first, last = (
-        np.searchsorted(end_s, time_s - _SAME_S) + 1 for time_s in (record.first_token_s, record.last_token_s)
-    )
-    passed = np.maximum(0.0, record.reached_s - steps["start_s"][reached]) / steps["duration_s"][reached]
-    waiting = _spread(reached, first, shares, len(end_s)) - np.bincount(reached, shares * passed, len(end_s))
-    return waiting, _spread(first, last, _per_token(shares, later), len(end_s))
+    edges = [np.searchsorted(end_s, time_s - _SAME_S) for time_s in (record.arrival_s, record.first_token_s)]
+    arrived, first = edges[0], edges[1] + 1
+    arrived = np.where(np.append(end_s, np.inf)[arrived] <= record.arrival_s + _SAME_S, arrived + 1, arrived)
+    last = np.searchsorted(end_s, record.last_token_s - _SAME_S) + 1
+    spans = (arrived, first, shares), (first, last, _per_token(shares, later))
+    return _spread(*spans[0], len(end_s)), _spread(*spans[1], len(end_s))
 
 
 def _spread(start: NDArray[np.int64], stop: NDArray[np.int64], value: Floats, steps: int) -> Floats:
