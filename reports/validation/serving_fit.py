@@ -98,20 +98,27 @@ class Calibration:
 
     Attributes:
         values: by name, fitted to all rows.
-        unseen_s: float64[row, 2], mean TTFT and TPOT of each row by constants fitted without its deployment.
+        unseen: [row] constants by name, fitted without the row's deployment.
+        unseen_s: float64[row, 2], mean TTFT and TPOT of each row with these, by its profile.
         groups: deployments; rows of one are left out together.
     """
 
     framework: str
     model: str
     values: Mapping[str, float]
+    unseen: Sequence[Mapping[str, float]]
     unseen_s: Floats
     groups: int
 
     @property
     def assignments(self) -> list[str]:
         """The constants as edits of a scenario."""
-        return [f"scheduler.{name}={value:.4g}" for name, value in self.values.items()]
+        return edits(self.values)
+
+
+def edits(values: Mapping[str, float]) -> list[str]:
+    """Constants as edits of a scenario."""
+    return [f"scheduler.{name}={value:.4g}" for name, value in values.items()]
 
 
 def with_constants(settings: SchedulerSettings, values: Mapping[str, float]) -> SchedulerSettings:
@@ -130,13 +137,14 @@ def calibrate(measured: Measured, seed: int = 0) -> Calibration:
     order = np.random.default_rng(seed).permutation(len(groups))
     fold_of = {groups[number]: place % min(FOLDS, len(groups)) for place, number in enumerate(order)}
     fold = np.array([fold_of[deployment.group] for deployment in measured.deployments])
-    unseen_s = np.empty_like(measured.measured_s)
+    unseen_s, without = np.empty_like(measured.measured_s), []
     for number in range(fold.max() + 1):
         kept, left_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        values = fit(measured.take(kept)) if len(kept) else {}
-        unseen_s[left_out] = measured.take(left_out).predicted_s(values)
+        without.append(fit(measured.take(kept)) if len(kept) else {})
+        unseen_s[left_out] = measured.take(left_out).predicted_s(without[-1])
     first = measured.deployments[0]
-    return Calibration(first.framework, first.model, fit(measured), unseen_s, len(groups))
+    unseen = [without[number] for number in fold]
+    return Calibration(first.framework, first.model, fit(measured), unseen, unseen_s, len(groups))
 
 
 def fit(measured: Measured) -> dict[str, float]:

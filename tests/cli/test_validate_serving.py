@@ -40,6 +40,17 @@ def test_tables_are_saved(moesim, folder: Path, data: Path) -> None:
     assert {".csv", ".json", ".md", ".png"} <= names
 
 
+def test_rows_are_simulated_again_with_constants_that_have_not_seen_them(moesim, folder: Path, data: Path) -> None:
+    points = data / "silicon_points.csv"
+    points.write_text(SILICON + SILICON.splitlines()[-1].replace("moe,", "other,", 1).replace("64,8", "96,8") + "\n")
+    arguments = "validate", "serving", "--data", str(data), "--only", "moe", "--workers", "1", "--fit", "--out", "out"
+    found = json.loads(moesim(*arguments, "--json", "--runs", "runs").out)["results"]
+    calibrated = [row for row in found["groups"] if row["section"].endswith("calibrated, on unseen deployments")]
+    assert [(row["op"], row["rows"], row["unanswered"]) for row in calibrated] == [("ttft", 2, 0), ("tpot", 2, 0)]
+    assert [fit["deployments"] for fit in found["calibrations"]] == [2]
+    assert len(list((folder / "runs").glob("*.npz"))) == 4  # each with and without constants
+
+
 def test_why_there_is_no_answer_is_said(moesim, data: Path) -> None:
     arguments = "validate", "serving", "--data", str(data), "--only", "apart"
     assert "- 1 x the number of workers is not stated" in moesim(*arguments).out

@@ -1,8 +1,9 @@
 """`moesim validate serving`: replay measured servers and compare."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from moesim.reports.validation.serving import (
 from moesim.reports.validation.serving_bench import read_benchmark
 from moesim.reports.validation.serving_deployment import Deployment
 from moesim.reports.validation.serving_figure import draw_predictions
-from moesim.reports.validation.serving_fit import Calibration, Measured, calibrate
+from moesim.reports.validation.serving_fit import Calibration, Measured, calibrate, edits
 from moesim.reports.validation.serving_recorded import SECTION as RECORDED
 from moesim.reports.validation.serving_recorded import find_runs, read_run
 from moesim.reports.validation.serving_replay import Outcome, replay_all
@@ -81,7 +82,7 @@ def serving_command(
     outcomes = _replay(deployments, workers, runs)
     sections = _sections(deployments, outcomes)
     calibrations = _calibrate(deployments, outcomes) if fits else []
-    sections |= _unseen(deployments, outcomes, calibrations)
+    sections |= _unseen(deployments, outcomes, calibrations, partial(_replay, workers=workers, runs=runs))
     if out is not None:
         _save(out, deployments, sections, calibrations)
     if as_json:
@@ -187,22 +188,42 @@ def _measured(deployments: Sequence[Deployment], outcomes: Sequence[Outcome], ro
 
 
 def _unseen(
-    deployments: Sequence[Deployment], outcomes: Sequence[Outcome], calibrations: Sequence[Calibration]
+    deployments: Sequence[Deployment],
+    outcomes: Sequence[Outcome],
+    calibrations: Sequence[Calibration],
+    simulate: Callable[[Sequence[Deployment]], list[Outcome]],
 ) -> dict[str, list[Comparison]]:
-    """Comparisons of what was calibrated, each by constants fitted without its deployment; as they were elsewhere."""
+    """Comparisons of what was calibrated, each simulated again with constants fitted without its deployment.
+
+    With speculation, tokens per step are no setting of a scenario, so there the prediction is the profile's.
+    """
+    chosen, predicted = _promised(deployments, outcomes, calibrations)
+    again = [place for place, row in enumerate(chosen) if row.tokens_per_step == 1.0]
+    for place, outcome in zip(again, simulate([chosen[place] for place in again]) if again else [], strict=True):
+        means = {op: {"mean": (outcome.predicted_s or {})[op]["mean"]} for op in ("ttft", "tpot")}
+        predicted[place] = Outcome(means)
     sections: dict[str, list[Comparison]] = {}
+    for row, outcome in zip(chosen, predicted, strict=True):
+        sections.setdefault(f"{row.section}, calibrated, on unseen deployments", []).extend(compare([row], [outcome]))
+    return sections
+
+
+def _promised(
+    deployments: Sequence[Deployment], outcomes: Sequence[Outcome], calibrations: Sequence[Calibration]
+) -> tuple[list[Deployment], list[Outcome]]:
+    """What was calibrated with constants fitted without it, and what its profile says of that."""
+    chosen, promised = [], []
     for calibration in calibrations:
         key = calibration.framework, calibration.model
-        places = [
-            place
-            for place, (deployment, outcome) in enumerate(zip(deployments, outcomes, strict=True))
+        rows = [
+            deployment
+            for deployment, outcome in zip(deployments, outcomes, strict=True)
             if deployment.calibration == key and outcome.profile is not None and deployment.broken is None
         ]
-        for place, (ttft_s, tpot_s) in zip(places, calibration.unseen_s.tolist(), strict=True):
-            predicted = {"ttft": {"mean": ttft_s}, "tpot": {"mean": tpot_s}}
-            one = compare([deployments[place]], [replace(outcomes[place], predicted_s=predicted)])
-            sections.setdefault(f"{deployments[place].section}, calibrated, on unseen deployments", []).extend(one)
-    return sections
+        for row, values, (ttft_s, tpot_s) in zip(rows, calibration.unseen, calibration.unseen_s.tolist(), strict=True):
+            chosen.append(replace(row, assignments=(*row.assignments, *edits(values))))
+            promised.append(Outcome({"ttft": {"mean": ttft_s}, "tpot": {"mean": tpot_s}}))
+    return chosen, promised
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
