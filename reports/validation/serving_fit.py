@@ -113,12 +113,12 @@ class Calibration:
     @property
     def assignments(self) -> list[str]:
         """The constants as edits of a scenario."""
-        return edits(self.values)
+        return [f"scheduler.{name}={value:.4g}" for name, value in self.values.items()]
 
 
 def edits(values: Mapping[str, float]) -> list[str]:
-    """Constants as edits of a scenario."""
-    return [f"scheduler.{name}={value:.4g}" for name, value in values.items()]
+    """Constants as edits of a scenario; tokens per step are none."""
+    return [f"scheduler.{name}={value:.4g}" for name, value in values.items() if name != SPECULATION.name]
 
 
 def with_constants(settings: SchedulerSettings, values: Mapping[str, float]) -> SchedulerSettings:

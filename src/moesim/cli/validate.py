@@ -200,8 +200,7 @@ def _unseen(
     chosen, predicted = _promised(deployments, outcomes, calibrations)
     again = [place for place, row in enumerate(chosen) if row.tokens_per_step == 1.0]
     for place, outcome in zip(again, simulate([chosen[place] for place in again]) if again else [], strict=True):
-        means = {op: {"mean": (outcome.predicted_s or {})[op]["mean"]} for op in ("ttft", "tpot")}
-        predicted[place] = Outcome(means)
+        predicted[place] = outcome
     sections: dict[str, list[Comparison]] = {}
     for row, outcome in zip(chosen, predicted, strict=True):
         sections.setdefault(f"{row.section}, calibrated, on unseen deployments", []).extend(compare([row], [outcome]))
