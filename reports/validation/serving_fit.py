@@ -113,7 +113,7 @@ class Calibration:
     @property
     def assignments(self) -> list[str]:
         """The constants as edits of a scenario."""
-        return [f"scheduler.{name}={value:.4g}" for name, value in self.values.items()]
+        return edits(self.values)
 
 
 def edits(values: Mapping[str, float]) -> list[str]:

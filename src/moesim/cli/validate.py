@@ -305,7 +305,9 @@ def _broken_lines(deployments: Sequence[Deployment], sections: Mapping[str, Sequ
 
 def _calibration_text(calibration: Calibration) -> str:
     head = f"{calibration.framework}, {calibration.model} ({calibration.groups} deployments):"
-    return f"{head} {' '.join(calibration.assignments)}"
+    speculation = calibration.values.get("tokens_per_step")
+    tail = "" if speculation is None else f"; with speculation, {speculation:.4g} tokens per step of a sequence"
+    return f"{head} {' '.join(calibration.assignments)}{tail}"
 
 
 def _calibration_dict(calibration: Calibration) -> dict[str, object]:
