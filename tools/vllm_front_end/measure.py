@@ -55,8 +55,12 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("target", metavar="CSV", type=Path)
     options = parser.parse_args()
+    if not options.target.parent.is_dir():
+        fail(f"{options.target.parent} must be a folder")
+    if not (BIN / "vllm").exists():
+        fail(f"needs vllm in {BIN} (see --help)")
+    loads = [load for step_s in STEPS_S for load in measure(options.model, step_s)]
     with options.target.open("w", newline="", encoding="utf-8") as file:
-        loads = [load for step_s in STEPS_S for load in measure(options.model, step_s)]
         csv.writer(file).writerows([Load._fields, *([f"{value:.4g}" for value in load] for load in loads)])
     report(loads)
 
