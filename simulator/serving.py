@@ -20,9 +20,10 @@ from moesim.simulator.pipeline import Pipeline
 from moesim.simulator.pool import KvTransfer, Pool
 from moesim.simulator.replica import Passage, Replica
 from moesim.simulator.request_states import RequestStates
-from moesim.simulator.scheduler import RankScheduler, SchedulerSettings
+from moesim.simulator.scheduler import RankScheduler
 from moesim.simulator.serving_record import ServingRecord, StepMeasures
 from moesim.workloads.requests import Requests
+from moesim.workloads.steps import Step
 
 Progress = Callable[[int], None]
 """Called with the number of finished requests, whenever it grows."""
@@ -91,6 +92,8 @@ class ServingLoop:
         self._transfers: dict[tuple[str, str], KvTransfer] = {}
         self.first = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role != "decode"])
         self.decoding = Group.of([rank for rank in self.ranks if rank.replica.pipeline.pool.role == "decode"])
+        # Between clients and engines stands one front end, with the settings of the first pool that runs prompts.
+        self._front_end = self.first.ranks[0].replica.pipeline.pool.scheduler
         self.policy = POLICIES[self.load_balancing]
         self.next_request = self.finished = 0
         self._on_their_way: list[float] = []  # heap of when those that will arrive next will be queued
@@ -140,19 +143,13 @@ class ServingLoop:
                 self._queue(request)
         self.next_request = last
 
-    def _times(self, request: int, now_s: float) -> tuple[float, float]:
-        """When a request that arrives then will be tokens, behind those that came before it, and when it is queued."""
-        settings = self._front_end
-        tokenised_s = now_s
-        if settings.tokenise_s > 0:
-            own_s = settings.tokenise_s * float(self.requests.prompt_tokens[request])
-            tokenised_s = max(now_s, self._tokenised_s) + own_s
-        return tokenised_s, tokenised_s + settings.request_host_s
-
-    @property
-    def _front_end(self) -> SchedulerSettings:
-        """Settings of the one front end between clients and engines: those of the first pool that runs prompts."""
-        return self.first.ranks[0].replica.pipeline.pool.scheduler
+    def _times(self, request: int, arrival_s: float) -> tuple[float, float]:
+        """When a request will be tokens, behind those that came before it, and when it is queued."""
+        tokenised_s = arrival_s
+        if self._front_end.tokenise_s > 0:
+            own_s = self._front_end.tokenise_s * float(self.requests.prompt_tokens[request])
+            tokenised_s = max(arrival_s, self._tokenised_s) + own_s
+        return tokenised_s, tokenised_s + self._front_end.request_host_s
 
     def _queue_later(self, request: int, delay_s: float) -> Generator[simpy.Event, None, None]:
         """Requests pass through other processes before the engine sees them."""
@@ -194,8 +191,7 @@ class ServingLoop:
     def _complete(self, replica: Replica, passage: Passage) -> None:
         """Tokens appear at the end of the step that computed them, and reach clients a little later."""
         finished, step = 0, passage.step
-        stream_s = self._front_end.stream_s + self._front_end.stream_token_s * int(step.samples.sum())
-        self._received_s = max(self._received_s, self.env.now + stream_s)
+        self._received_s = max(self._received_s, self.env.now + self._stream_s(step))
         for rank in self._ranks_of[replica.number]:
             mine = step.rank == rank.index
             if mine.any():
@@ -206,6 +202,11 @@ class ServingLoop:
                 self._submit_next(finished, self._received_s)
             if self.on_progress:
                 self.on_progress(self.finished)
+
+    def _stream_s(self, step: Step) -> float:
+        """From the end of a step until clients have its tokens."""
+        token_s = self._front_end.stream_token_s
+        return self._front_end.stream_s + (token_s * int(step.samples.sum()) if token_s > 0 else 0.0)
 
     def _complete_rank(self, rank: Rank, request: Ints, repeats: int) -> int:
         """Account a rank's part of a step, or of so many equal ones; returns how many requests are done."""

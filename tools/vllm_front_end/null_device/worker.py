@@ -17,7 +17,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 
-PROMPT_TOKEN_S = 20e-6  # about what prompts of a large model take on one GPU
+PROMPT_TOKEN_S = 20e-6  # assumption; only the load depends on it, no measured time
 MEMORY_BYTES = 4 << 30
 TOKENS = range(1000, 30000)
 
